@@ -1,0 +1,51 @@
+//! The numbers that bound everything. Where no source is named it is the control-plane contract,
+//! section 20.
+
+use std::time::Duration;
+
+/// Largest REST request body, bytes.
+pub const MAX_BODY: usize = 16 * 1024 * 1024;
+/// Longest a REST handler may take.
+pub const HANDLER_DEADLINE: Duration = Duration::from_secs(70);
+/// Longest a client may take to send a request's headers and body.
+pub const READ_TIMEOUT: Duration = Duration::from_secs(10);
+/// Largest page, and the default one.
+pub const PAGE_SIZE: u32 = 100;
+/// Default sandbox lifetime on the v1 create route.
+pub const DEFAULT_TIMEOUT_V1: Duration = Duration::from_secs(15);
+/// Default sandbox lifetime on the v2 create and connect routes.
+pub const DEFAULT_TIMEOUT_V2: Duration = Duration::from_secs(300);
+/// Shortest effective `/refreshes`.
+pub const MIN_REFRESH: Duration = Duration::from_secs(15);
+/// Longest `/refreshes`.
+pub const MAX_REFRESH: Duration = Duration::from_secs(3600);
+/// Idle connections through the proxies live longer than any SDK keepalive (contract 15.4).
+pub const PROXY_IDLE: Duration = Duration::from_secs(620);
+/// Most sandbox ids in one metrics batch.
+pub const METRICS_BATCH: usize = 100;
+/// How often a sandbox's resource use is sampled (contract 9.1).
+pub const METRICS_INTERVAL: Duration = Duration::from_secs(5);
+
+/// What a team may use. The development tier is what `atoll up` seeds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tier {
+    /// Sandboxes running or starting at once.
+    pub concurrent_sandboxes: u32,
+    /// Longest run of one sandbox, hours.
+    pub max_length_hours: u32,
+    /// Virtual CPUs of one sandbox.
+    pub max_vcpu: u32,
+    /// Memory of one sandbox, MiB.
+    pub max_ram_mb: u32,
+    /// Writable disk of one sandbox, MiB.
+    pub disk_mb: u32,
+}
+
+/// The tier of the development team.
+pub const DEVELOPMENT_TIER: Tier = Tier {
+    concurrent_sandboxes: 200,
+    max_length_hours: 24,
+    max_vcpu: 8,
+    max_ram_mb: 8192,
+    disk_mb: 10 * 1024,
+};
