@@ -1,0 +1,80 @@
+//! The HTTP bodies between a node and the envd of its sandboxes.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// The port envd listens on inside every sandbox.
+pub const ENVD_PORT: u16 = 49983;
+
+/// The header that carries the control secret on envd's control routes.
+///
+/// The secret is known to the node and to envd only; it is not the access token, so a fork or a
+/// resume can rotate tokens.
+pub const CONTROL_HEADER: &str = "x-atoll-control";
+
+/// envd's routes that only the node may call; the proxies refuse them in any spelling.
+pub const CONTROL_ROUTES: [&str; 7] =
+    ["/init", "/freeze", "/unfreeze", "/collapse", "/fsfreeze", "/fsthaw", "/upgrade"];
+
+/// What envd reads from standard input, once, before it serves.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct BootConfig {
+    /// Secret that control routes must carry in [`CONTROL_HEADER`].
+    pub control_secret: String,
+    /// Becomes `E2B_SANDBOX_ID`.
+    pub sandbox_id: String,
+    /// Becomes `E2B_TEMPLATE_ID`.
+    pub template_id: String,
+}
+
+/// Body of `POST /init`. Every field is optional; an absent one leaves things as they are, apart
+/// from `access_token`, whose absence clears the token.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct InitRequest {
+    /// Replaces all user variables when present; `{}` clears them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub env_vars: Option<BTreeMap<String, String>>,
+    /// The token that clients of the sandbox must send from now on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub access_token: Option<String>,
+    /// RFC 3339; a request that is not newer than the last one applied changes nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timestamp: Option<String>,
+    /// User for requests that name none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub default_user: Option<String>,
+    /// Working directory for commands that name none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub default_workdir: Option<String>,
+    /// PEM certificates to trust in addition to the image's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_bundle: Option<String>,
+}
+
+/// Answer of envd's `GET /metrics`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct GuestMetrics {
+    /// Unix seconds.
+    pub ts: i64,
+    /// Processors the sandbox sees.
+    pub cpu_count: u32,
+    /// 0 to 100 over all processors, since the previous call.
+    pub cpu_used_pct: f64,
+    /// MiB.
+    pub mem_total_mib: u64,
+    /// MiB.
+    pub mem_used_mib: u64,
+    /// Bytes.
+    pub mem_total: u64,
+    /// Bytes.
+    pub mem_used: u64,
+    /// Bytes.
+    pub mem_cache: u64,
+    /// Bytes.
+    pub disk_used: u64,
+    /// Bytes.
+    pub disk_total: u64,
+}

@@ -1,0 +1,22 @@
+//! What crosses a wire.
+//!
+//! - [`rpc`]: envd's Connect services, generated from `proto/`.
+//! - [`guest`]: the HTTP bodies between a node and the envd of its sandboxes.
+//! - [`node`]: what the control plane asks of a node. A trait, so that one process needs no socket.
+//! - [`rest`]: the bodies of the public REST API, named as the contract names them.
+//!
+//! Each module is a feature: envd links only what it speaks.
+
+#[cfg(feature = "guest")]
+pub mod guest;
+#[cfg(feature = "node")]
+pub mod node;
+#[cfg(feature = "rest")]
+pub mod rest;
+
+/// envd's Connect services: `rpc::process` and `rpc::filesystem`.
+#[cfg(feature = "rpc")]
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::unwrap_used, clippy::expect_used)]
+pub mod rpc {
+    include!(concat!(env!("OUT_DIR"), "/_services.rs"));
+}

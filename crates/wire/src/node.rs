@@ -1,0 +1,167 @@
+//! What the control plane asks of a node.
+//!
+//! [`Node`] is a trait so that one process needs no socket between the two; a remote node is the
+//! same trait over authenticated HTTP with these bodies as JSON. The node owns what runs; the
+//! control plane owns who may ask. A [`SandboxRecord`] holds all that either must know after the
+//! other restarted.
+
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+use atoll_core::{Result, SandboxId, TemplateId};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// What a sandbox may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resources {
+    /// Virtual CPUs.
+    pub vcpu: u32,
+    /// Memory, MiB.
+    pub memory_mb: u32,
+    /// Writable disk, MiB.
+    pub disk_mb: u32,
+}
+
+/// All that defines a sandbox. Written by the control plane, kept by the node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SandboxRecord {
+    /// The sandbox's id.
+    pub id: SandboxId,
+    /// The owning team.
+    pub team: String,
+    /// The template it was created from.
+    pub template: TemplateId,
+    /// The template's first alias, bare.
+    pub alias: Option<String>,
+    /// The build of that template: names the layers on the node.
+    pub build: String,
+    /// Limits.
+    pub resources: Resources,
+    /// The client's labels.
+    pub metadata: BTreeMap<String, String>,
+    /// Variables for every process in it.
+    pub env_vars: BTreeMap<String, String>,
+    /// What clients must send to envd; none when created with `secure: false`.
+    pub envd_access_token: Option<String>,
+    /// Echo of `allow_internet_access`; `Some(false)` cuts the sandbox off.
+    pub allow_internet_access: Option<bool>,
+    /// Start of this run.
+    pub started_at: Timestamp,
+    /// When the sandbox is to be ended.
+    pub end_at: Timestamp,
+}
+
+/// A running sandbox as the node reports it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NodeSandbox {
+    /// What defines it.
+    pub record: SandboxRecord,
+    /// What its envd reported as version.
+    pub envd_version: String,
+}
+
+/// Where the time of one create went, microseconds.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct CreateTimings {
+    /// Taking a network slot and a disk.
+    pub take_us: u64,
+    /// From driver start to the first process running.
+    pub start_us: u64,
+    /// From there to envd having answered `/init`.
+    pub init_us: u64,
+}
+
+/// Answer of [`Node::create`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Created {
+    /// What envd reported as version.
+    pub envd_version: String,
+    /// Where the time went.
+    pub timings: CreateTimings,
+}
+
+/// A sample of a sandbox's resource use; units as the REST API prints them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Sample {
+    /// Unix seconds.
+    pub timestamp: i64,
+    /// Virtual CPUs.
+    pub cpu_count: u32,
+    /// 0 to 100 over all the sandbox's CPUs.
+    pub cpu_used_pct: f64,
+    /// Bytes.
+    pub mem_used: u64,
+    /// Bytes.
+    pub mem_total: u64,
+    /// Bytes.
+    pub mem_cache: u64,
+    /// Bytes.
+    pub disk_used: u64,
+    /// Bytes.
+    pub disk_total: u64,
+}
+
+/// Why a sandbox ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EndReason {
+    /// A client asked.
+    Killed,
+    /// Its time was up.
+    Expired,
+    /// Its first process ended by itself or was killed from outside.
+    Died,
+    /// The node shut down.
+    Shutdown,
+}
+
+/// Something that happened on a node.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Ended {
+    /// Which sandbox.
+    pub id: SandboxId,
+    /// Why.
+    pub reason: EndReason,
+}
+
+/// A node as the control plane sees it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NodeInfo {
+    /// Its id: the instance's.
+    pub id: String,
+    /// Atoll's version.
+    pub version: String,
+    /// Sandboxes running.
+    pub running: u32,
+    /// Name of the isolation driver in force.
+    pub driver: String,
+}
+
+/// One node. All calls are idempotent and may be dropped at any point: a dropped create leaves
+/// nothing behind.
+#[async_trait]
+pub trait Node: Send + Sync + 'static {
+    /// Starts a sandbox and returns when its envd has taken its settings.
+    async fn create(&self, record: SandboxRecord) -> Result<Created>;
+
+    /// Ends a sandbox; returns whether it was there. It is gone from the host, and no connection to
+    /// it is alive, when this returns.
+    async fn kill(&self, id: &SandboxId, reason: EndReason) -> Result<bool>;
+
+    /// Moves a sandbox's deadline, so that a node whose control plane is gone still ends it.
+    async fn set_end(&self, id: &SandboxId, end_at: Timestamp) -> Result<bool>;
+
+    /// All sandboxes that run.
+    async fn list(&self) -> Result<Vec<NodeSandbox>>;
+
+    /// The present resource use of each sandbox named; unknown ids are left out.
+    async fn sample(&self, ids: &[SandboxId]) -> Result<Vec<(SandboxId, Sample)>>;
+
+    /// Waits for sandboxes to end and returns those that did since `cursor`, with the next cursor.
+    /// Returns empty after about 20 seconds, so that a poll over HTTP ends.
+    async fn ended(&self, cursor: u64) -> Result<(u64, Vec<Ended>)>;
+
+    /// The node itself.
+    async fn info(&self) -> Result<NodeInfo>;
+}
