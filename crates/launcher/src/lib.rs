@@ -1,0 +1,49 @@
+//! What the launcher reads: one [`RunSpec`] as JSON on standard input.
+//!
+//! The node daemon has many threads, and a process with many threads cannot safely fork into new
+//! namespaces. So it runs this program, which has one thread and does two things:
+//!
+//! - `atoll-launcher slot UID` makes an empty user and network namespace for the pool, and holds
+//!   it until its standard input closes (`slot.rs`);
+//! - `atoll-launcher run` builds a sandbox's root from a [`RunSpec`] and starts its first process
+//!   (`run.rs`), reporting on standard output: `pid N`, or `error STEP: CAUSE`, a line each.
+//!
+//! The first process is a child of the daemon (`CLONE_PARENT`), not of the launcher, which ends at
+//! once: the daemon can wait for it, and it outlives the daemon.
+
+use serde::{Deserialize, Serialize};
+
+/// Descriptor on which the first process finds its listening socket.
+pub const LISTENER_FD: i32 = 3;
+
+/// A sandbox to start.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct RunSpec {
+    /// Path that opens the slot's user namespace, such as `/proc/PID/fd/N` of the daemon.
+    pub user_ns: String,
+    /// Path that opens the slot's network namespace.
+    pub net_ns: String,
+    /// Host id that is root in the user namespace.
+    pub first_uid: u32,
+    /// `cgroup.procs` files to join, one per hierarchy.
+    pub cgroups: Vec<String>,
+    /// Directories with ids from 0, lowest layer first.
+    pub layers: Vec<String>,
+    /// Directory that holds `upper` and `work`, with ids from 0.
+    pub disk: String,
+    /// An empty directory of the host to build on; a file system of the launcher's own, seen by
+    /// nobody else, is mounted there.
+    pub staging: String,
+    /// Name the sandbox sees itself by.
+    pub hostname: String,
+    /// Program to become, as the sandbox sees it, and its arguments.
+    pub exec: Vec<String>,
+    /// What the program reads on standard input.
+    pub stdin: String,
+    /// Port of the listening socket handed over as descriptor [`LISTENER_FD`].
+    pub listen: u16,
+    /// Bytes of `/dev/shm`.
+    pub shm_bytes: u64,
+    /// A seccomp program: `sock_filter` records in memory order, hexadecimal.
+    pub seccomp: String,
+}

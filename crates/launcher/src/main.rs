@@ -1,0 +1,27 @@
+//! Entry point: see the library's documentation for what this program is.
+
+mod capabilities;
+mod mounts;
+mod root;
+mod run;
+mod slot;
+mod sys;
+
+use std::{io::Write, process::ExitCode};
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let outcome = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["run"] => run::run(),
+        ["slot", uid] => slot::hold(uid),
+        _ => Err(sys::Failure::new("usage", "atoll-launcher run | slot UID")),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            // Nobody to tell when this fails: the exit code is what is left.
+            let _ = writeln!(std::io::stdout(), "error {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! The sandbox's root file system, mounted by the host's root in a mount namespace of the
+//! launcher's own.
+//!
+//! ```text
+//! staging (tmpfs)     l0 .. ln   the layers, id-mapped through the slot's user namespace, read-only
+//!                     disk       the writable directory, id-mapped likewise: upper/ and work/
+//!                     root       overlay of all of them
+//! ```
+//!
+//! Files have ids from 0 on disk, so that layers are shared by all sandboxes; the id map gives each
+//! sandbox its own view of the owner. The overlay is mounted from the initial user namespace, with
+//! the file-system ids of the sandbox's root: that makes what overlayfs creates belong to id 0 on
+//! disk, and lets it use trusted attributes, without which renaming a template's directory fails.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use atoll_launcher::RunSpec;
+
+use crate::sys::{self, Result, Step};
+
+/// Name of the overlay below the staging directory.
+pub(crate) const ROOT: &str = "root";
+
+/// Mounts everything below `spec.staging` and makes it the working directory.
+pub(crate) fn build(spec: &RunSpec, user_ns: BorrowedFd<'_>) -> Result<()> {
+    sys::unshare(libc::CLONE_NEWNS).step("create a mount namespace")?;
+    sys::mount("none", "/", "", libc::MS_REC | libc::MS_PRIVATE, "").step("make mounts private")?;
+    let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
+    sys::mount("staging", &spec.staging, "tmpfs", flags, "mode=711,size=64k")
+        .step("mount the staging directory")?;
+    sys::chdir(&spec.staging).step("enter the staging directory")?;
+    let here = sys::open_dir(None, ".").step("open the staging directory")?;
+
+    for (index, layer) in spec.layers.iter().enumerate() {
+        let attributes = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NODEV;
+        attach_mapped(here.as_fd(), layer, &format!("l{index}"), attributes, user_ns)?;
+    }
+    attach_mapped(here.as_fd(), &spec.disk, "disk", libc::MOUNT_ATTR_NODEV, user_ns)?;
+    sys::mkdir(here.as_fd(), ROOT, 0o755).step("make the root's mount point")?;
+    overlay(spec)
+}
+
+fn attach_mapped(
+    here: BorrowedFd<'_>,
+    source: &str,
+    name: &str,
+    attributes: u64,
+    user_ns: BorrowedFd<'_>,
+) -> Result<()> {
+    let tree = sys::open_tree(source, false).step(&format!("open {source}"))?;
+    sys::set_mount(tree.as_fd(), attributes, Some(user_ns))
+        .step(&format!("map the ids of {source}"))?;
+    sys::mkdir(here, name, 0o755).step("make a mount point")?;
+    let name = sys::c(name).step("name a mount point")?;
+    sys::attach(tree.as_fd(), here, &name).step(&format!("attach {source}"))
+}
+
+fn overlay(spec: &RunSpec) -> Result<()> {
+    let highest_first: Vec<String> =
+        (0..spec.layers.len()).rev().map(|index| format!("l{index}")).collect();
+    // volatile: a sandbox's disk need not survive the host's crash, so its syncs cost nothing.
+    let options = format!(
+        "lowerdir={},upperdir=disk/upper,workdir=disk/work,redirect_dir=on,index=off,volatile",
+        highest_first.join(":")
+    );
+    let sets = sys::capabilities().step("read capabilities")?;
+    // Leaving id 0 drops the capabilities over files, which the mount needs: put them back.
+    sys::set_filesystem_ids(spec.first_uid);
+    sys::set_capabilities(sets).step("keep capabilities")?;
+    let mounted = sys::mount("overlay", ROOT, "overlay", libc::MS_NODEV, &options);
+    sys::set_filesystem_ids(0);
+    mounted.step("mount the overlay")
+}
