@@ -1,0 +1,105 @@
+//! Durable state.
+
+use async_trait::async_trait;
+use atoll_core::{Result, TemplateId, reference::Reference};
+use uuid::Uuid;
+
+use crate::model::{Build, KeyOwner, MetricRow, Team, Template, TokenOwner};
+
+/// The team that [`Database::seed`] makes: the same in every deployment, so that what was written
+/// down about one (a log, a script) is true of the next.
+pub const DEVELOPMENT_TEAM: Uuid = uuid::uuid!("6c1f4d52-8f0e-4b7a-9a35-d04be1a7c3f8");
+
+/// The published API key of local development.
+pub const DEVELOPMENT_API_KEY: &str = "e2b_53ae1fed82754c17ad8077fbc8bcdd90";
+
+/// The published access token of local development.
+pub const DEVELOPMENT_ACCESS_TOKEN: &str = "sk_e2b_89215020937a4c989cde33d7bc647715";
+
+/// What [`Database::seed`] writes on first start. Idempotent: a second call with other keys adds
+/// them and leaves the rest.
+#[derive(Clone, Debug)]
+pub struct Seed {
+    /// Raw API key (hashed before it is stored).
+    pub api_key: String,
+    /// Raw access token (hashed before it is stored).
+    pub access_token: String,
+    /// The keys are the published ones. A seed that denies it of [`DEVELOPMENT_API_KEY`] or
+    /// [`DEVELOPMENT_ACCESS_TOKEN`] is refused.
+    pub development: bool,
+    /// The seeded user.
+    pub user: Uuid,
+}
+
+/// What [`Database::publish_global_template`] records.
+#[derive(Clone, Debug)]
+pub struct NewBuild {
+    /// Alias in the global namespace, such as `base`.
+    pub alias: String,
+    /// The build.
+    pub build: Build,
+}
+
+/// A reference that leads to a build, with what the sandbox's record needs.
+#[derive(Clone, Debug)]
+pub struct Resolved {
+    /// The template.
+    pub template: TemplateId,
+    /// First alias, bare.
+    pub alias: Option<String>,
+    /// The build to start.
+    pub build: Build,
+}
+
+/// Durable control-plane state.
+#[async_trait]
+pub trait Database: Send + Sync + 'static {
+    /// Creates the development tier, user, team and keys unless they are there.
+    async fn seed(&self, seed: &Seed) -> Result<Team>;
+
+    /// The owner of the API key with this stored hash, or none. Updates `last_used` at most once a
+    /// minute.
+    async fn key_owner(&self, hash: &str) -> Result<Option<KeyOwner>>;
+
+    /// The user whose access token has this stored hash, with the teams; none for an unknown token.
+    async fn token_owner(&self, hash: &str) -> Result<Option<TokenOwner>>;
+
+    /// Stores the API key `raw` (hashed) of `team` under `name`, as made by `user`.
+    async fn create_api_key(&self, team: Uuid, user: Uuid, name: &str, raw: &str) -> Result<()>;
+
+    /// A team by id.
+    async fn team(&self, id: Uuid) -> Result<Option<Team>>;
+
+    /// Records a ready build of a public template in the global namespace and makes it the one that
+    /// the alias leads to; makes the template, owned by the team `owner`, if it is new. Idempotent by
+    /// build id.
+    async fn publish_global_template(&self, new: &NewBuild, owner: Uuid) -> Result<TemplateId>;
+
+    /// Resolves `reference` as `team` sees it (contract section 3.2). Messages of the error are the
+    /// contract's: `template 'X' not found`, `tag 'T' does not exist for template 'X'`, and for a
+    /// private template of another team whose name is in the global namespace
+    /// `you don't have access to template 'X'`. Other private templates are not found.
+    async fn resolve_template(&self, reference: &Reference, team: &Team) -> Result<Resolved>;
+
+    /// The team's templates and the global ones that have a ready build, oldest first.
+    async fn templates(&self, team: &Team) -> Result<Vec<Template>>;
+
+    /// Counts one more sandbox made of `template`.
+    async fn count_spawn(&self, template: &TemplateId) -> Result<()>;
+
+    /// Stores samples.
+    async fn put_metrics(&self, rows: &[MetricRow]) -> Result<()>;
+
+    /// Samples of `sandbox` of `team` with `start <= timestamp <= end` (Unix seconds), in order of
+    /// time. `None` bounds are open. Empty for another team's sandbox.
+    async fn metrics(
+        &self,
+        team: &str,
+        sandbox: &str,
+        start: Option<i64>,
+        end: Option<i64>,
+    ) -> Result<Vec<MetricRow>>;
+
+    /// Deletes samples older than `before` (Unix seconds).
+    async fn prune_metrics(&self, before: i64) -> Result<()>;
+}

@@ -1,0 +1,115 @@
+//! The rows that callers see.
+
+use atoll_core::{TemplateId, limits::Tier};
+use jiff::Timestamp;
+use uuid::Uuid;
+
+/// A team: what owns sandboxes and templates.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Team {
+    /// Its id.
+    pub id: Uuid,
+    /// Its display name.
+    pub name: String,
+    /// Namespace of its templates, `[a-z0-9-]+`.
+    pub slug: String,
+    /// Name of its tier.
+    pub tier_name: String,
+    /// What it may use.
+    pub tier: Tier,
+    /// Answered 403 everywhere.
+    pub banned: bool,
+    /// May only read and delete; the text is the reason.
+    pub blocked: Option<String>,
+}
+
+/// A team and whether the key that led to it is the published development key, which is refused
+/// from beyond loopback.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyOwner {
+    /// The team.
+    pub team: Team,
+    /// The key's row.
+    pub key_id: Uuid,
+    /// Seeded, published, for development only.
+    pub development: bool,
+}
+
+/// A user and whether the access token that led to it is the published one, which is refused from
+/// beyond loopback.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenOwner {
+    /// The user.
+    pub user: Uuid,
+    /// Their teams, the default one first.
+    pub teams: Vec<Team>,
+    /// Seeded, published, for development only.
+    pub development: bool,
+}
+
+/// A template as listings show it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Template {
+    /// Its id.
+    pub id: TemplateId,
+    /// Its team.
+    pub team: Uuid,
+    /// Usable by every team.
+    pub public: bool,
+    /// Bare aliases.
+    pub aliases: Vec<String>,
+    /// Qualified names (`slug/alias`, or the alias alone in the global namespace).
+    pub names: Vec<String>,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it last changed.
+    pub updated_at: Timestamp,
+    /// When a sandbox was last made of it.
+    pub last_spawned_at: Option<Timestamp>,
+    /// Sandboxes made of it so far.
+    pub spawn_count: u64,
+    /// Builds so far.
+    pub build_count: u32,
+    /// The newest ready build.
+    pub build: Build,
+}
+
+/// A ready build of a template.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Build {
+    /// Its id; names the layers on the node.
+    pub id: Uuid,
+    /// Virtual CPUs of its sandboxes.
+    pub vcpu: u32,
+    /// Memory of its sandboxes, MiB.
+    pub memory_mb: u32,
+    /// Disk of its sandboxes, MiB.
+    pub disk_mb: u32,
+    /// envd's version in it.
+    pub envd_version: String,
+}
+
+/// A sample of a sandbox's resource use, as stored.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MetricRow {
+    /// The sandbox's team, as in its record.
+    pub team: String,
+    /// The sandbox.
+    pub sandbox: String,
+    /// Unix seconds.
+    pub timestamp: i64,
+    /// Virtual CPUs.
+    pub cpu_count: u32,
+    /// 0 to 100 over all the sandbox's CPUs.
+    pub cpu_used_pct: f64,
+    /// Bytes.
+    pub mem_used: u64,
+    /// Bytes.
+    pub mem_total: u64,
+    /// Bytes.
+    pub mem_cache: u64,
+    /// Bytes.
+    pub disk_used: u64,
+    /// Bytes.
+    pub disk_total: u64,
+}

@@ -1,0 +1,215 @@
+//! The database in one SQLite file, for a control plane of one process.
+//!
+//! - [`error`]: what SQLite's failures mean to an operator.
+//! - [`columns`]: reading columns.
+//! - [`keys`]: tiers, teams, users, API keys and access tokens, and the seed.
+//! - [`templates`]: templates, aliases, builds and how a reference leads to one.
+//! - [`metrics`]: samples of resource use.
+//!
+//! The schema is `migrations/sqlite/`, run at open. Queries keep to what PostgreSQL understands too:
+//! `$1` placeholders, ids as text, times as microseconds, `ON CONFLICT`. Writes of more than one
+//! statement take the write lock at once (`BEGIN IMMEDIATE`): a transaction that reads first and
+//! then wants to write would be refused instead of waiting its turn.
+
+mod columns;
+mod error;
+mod keys;
+mod metrics;
+mod templates;
+
+use std::{fs::OpenOptions, io, os::unix::fs::OpenOptionsExt, path::Path, time::Duration};
+
+use async_trait::async_trait;
+use atoll_core::{Result, TemplateId, reference::Reference};
+use jiff::Timestamp;
+use sqlx::{
+    Sqlite, SqlitePool, Transaction,
+    migrate::Migrator,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+};
+use uuid::Uuid;
+
+use self::error::{Context, cannot_create, cannot_migrate};
+use crate::{
+    database::{Database, NewBuild, Resolved, Seed},
+    model::{KeyOwner, MetricRow, Team, Template, TokenOwner},
+};
+
+static MIGRATIONS: Migrator = sqlx::migrate!("./migrations/sqlite");
+
+/// Connections kept open. There is one writer at a time whatever the number, and a lookup takes
+/// microseconds; each connection is a thread.
+const CONNECTIONS: u32 = 4;
+
+/// How long a writer waits for its turn before it fails.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The database of one data directory. Clones share its connections.
+#[derive(Clone)]
+pub struct SqliteDatabase {
+    pool: SqlitePool,
+    key_cache: keys::KeyCache,
+}
+
+impl SqliteDatabase {
+    /// Opens the database file at `path`, makes it if it is not there (readable for the owner
+    /// alone), and brings its schema up to date.
+    ///
+    /// # Errors
+    /// - `codes::DATA_DIR_UNUSABLE`: it cannot be created, read or written, is damaged, is not a
+    ///   database, or was made by a newer Atoll.
+    /// - `codes::DATA_DIR_IN_USE`: another program keeps it locked.
+    /// - `codes::DISK_FULL`.
+    pub async fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Self::open_with(path.as_ref(), CONNECTIONS).await
+    }
+
+    async fn open_with(path: &Path, connections: u32) -> Result<Self> {
+        create_private(path).map_err(|error| cannot_create(path, &error))?;
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(false)
+            .foreign_keys(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            // In WAL mode a power cut may undo the last transactions, but never damages the file.
+            .synchronous(SqliteSynchronous::Normal)
+            .busy_timeout(BUSY_TIMEOUT);
+        let pool = SqlitePoolOptions::new()
+            .max_connections(connections)
+            // A connection to a local file does not go stale.
+            .idle_timeout(None)
+            .max_lifetime(None)
+            .test_before_acquire(false)
+            .connect_with(options)
+            .await
+            .at(path)?;
+        if let Err(error) = MIGRATIONS.run(&pool).await {
+            pool.close().await;
+            return Err(cannot_migrate(path, error));
+        }
+        Ok(Self { pool, key_cache: keys::KeyCache::default() })
+    }
+
+    /// Waits for queries under way, folds the write-ahead log into the file and closes it. Calls
+    /// after this fail.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+
+    async fn begin_write(&self) -> Result<Transaction<'static, Sqlite>> {
+        self.pool.begin_with("BEGIN IMMEDIATE").await.coded()
+    }
+}
+
+/// Creates `path` for its owner alone, unless it is there: SQLite gives its companion files the
+/// same mode. An existing file is not touched, since closing it would drop locks that SQLite may
+/// hold on it in this process.
+fn create_private(path: &Path) -> io::Result<()> {
+    match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        result => result.map(drop),
+    }
+}
+
+/// The present, as it is stored.
+fn now() -> i64 {
+    Timestamp::now().as_microsecond()
+}
+
+#[async_trait]
+impl Database for SqliteDatabase {
+    async fn seed(&self, seed: &Seed) -> Result<Team> {
+        keys::seed(self, seed).await
+    }
+
+    async fn key_owner(&self, hash: &str) -> Result<Option<KeyOwner>> {
+        keys::key_owner(self, hash).await
+    }
+
+    async fn token_owner(&self, hash: &str) -> Result<Option<TokenOwner>> {
+        keys::token_owner(self, hash).await
+    }
+
+    async fn create_api_key(&self, team: Uuid, user: Uuid, name: &str, raw: &str) -> Result<()> {
+        keys::create_api_key(self, team, user, name, raw).await
+    }
+
+    async fn team(&self, id: Uuid) -> Result<Option<Team>> {
+        keys::team(&self.pool, id).await
+    }
+
+    async fn publish_global_template(&self, new: &NewBuild, owner: Uuid) -> Result<TemplateId> {
+        templates::publish_global(self, new, owner).await
+    }
+
+    async fn resolve_template(&self, reference: &Reference, team: &Team) -> Result<Resolved> {
+        templates::resolve(self, reference, team).await
+    }
+
+    async fn templates(&self, team: &Team) -> Result<Vec<Template>> {
+        templates::list(self, team).await
+    }
+
+    async fn count_spawn(&self, template: &TemplateId) -> Result<()> {
+        templates::count_spawn(self, template).await
+    }
+
+    async fn put_metrics(&self, rows: &[MetricRow]) -> Result<()> {
+        metrics::put(self, rows).await
+    }
+
+    async fn metrics(
+        &self,
+        team: &str,
+        sandbox: &str,
+        start: Option<i64>,
+        end: Option<i64>,
+    ) -> Result<Vec<MetricRow>> {
+        metrics::range(self, team, sandbox, start, end).await
+    }
+
+    async fn prune_metrics(&self, before: i64) -> Result<()> {
+        metrics::prune(self, before).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use atoll_core::error::codes;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_full_disk_is_reported_and_passes() {
+        let directory = tempfile::tempdir().unwrap();
+        // One connection, since the limit is a connection's.
+        let path = directory.path().join("atoll.db");
+        let db = SqliteDatabase::open_with(&path, 1).await.unwrap();
+        let limit = async |pages: &'static str| {
+            sqlx::query(pages).execute(&db.pool).await.unwrap();
+        };
+        let rows: Vec<MetricRow> = (0..5000).map(sample).collect();
+        limit("PRAGMA max_page_count = 40").await;
+        let error = db.put_metrics(&rows).await.unwrap_err();
+        assert_eq!(error.code, codes::DISK_FULL, "{error}");
+        assert!(db.metrics("team", "i1", None, None).await.unwrap().is_empty(), "half a batch");
+        limit("PRAGMA max_page_count = 100000").await;
+        db.put_metrics(&rows).await.unwrap();
+        db.close().await;
+    }
+
+    fn sample(timestamp: i64) -> MetricRow {
+        MetricRow {
+            team: "team".to_owned(),
+            sandbox: "i1".to_owned(),
+            timestamp,
+            cpu_count: 1,
+            cpu_used_pct: 1.0,
+            mem_used: 1,
+            mem_total: 1,
+            mem_cache: 1,
+            disk_used: 1,
+            disk_total: 1,
+        }
+    }
+}

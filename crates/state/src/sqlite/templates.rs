@@ -1,0 +1,345 @@
+//! Templates, their aliases and builds, and how a reference leads to one.
+
+use std::collections::HashMap;
+
+use atoll_core::{
+    Error, Result, TemplateId,
+    error::codes,
+    reference::{DEFAULT_TAG, Reference},
+};
+use sqlx::{Sqlite, Transaction, sqlite::SqliteRow};
+use uuid::Uuid;
+
+use super::{SqliteDatabase, columns::Columns, error::Context, now};
+use crate::{
+    database::{NewBuild, Resolved},
+    model::{Build, Team, Template},
+};
+
+/// The columns of [`read_build`], of `env_builds b`.
+macro_rules! build_columns {
+    () => {
+        "b.id AS build_id, b.vcpu, b.ram_mb, b.disk_mb, b.envd_version"
+    };
+}
+
+fn read_build(row: &SqliteRow) -> Result<Build> {
+    Ok(Build {
+        id: row.id("build_id")?,
+        vcpu: row.number("vcpu")?,
+        memory_mb: row.number("ram_mb")?,
+        disk_mb: row.number("disk_mb")?,
+        envd_version: row.value("envd_version")?,
+    })
+}
+
+/// A template that a name may mean.
+struct Candidate {
+    id: TemplateId,
+    usable: bool,
+    /// The name is in the global namespace, where everybody sees it.
+    global: bool,
+    first_alias: Option<String>,
+}
+
+pub(super) async fn resolve(
+    db: &SqliteDatabase,
+    reference: &Reference,
+    team: &Team,
+) -> Result<Resolved> {
+    let name = match &reference.namespace {
+        Some(namespace) => format!("{namespace}/{}", reference.name),
+        None => reference.name.clone(),
+    };
+    let not_found =
+        || Error::new(codes::TEMPLATE_NOT_FOUND, format!("template '{name}' not found"));
+    let candidate = find(db, reference, team).await?.ok_or_else(not_found)?;
+    if !candidate.usable {
+        // A name of another team tells nothing, not even that it exists.
+        return Err(if candidate.global {
+            Error::new(codes::FORBIDDEN, format!("you don't have access to template '{name}'"))
+        } else {
+            not_found()
+        });
+    }
+    let tag = reference.tag.as_deref().unwrap_or(DEFAULT_TAG);
+    let build = tagged_build(db, &candidate.id, tag).await?.ok_or_else(|| {
+        Error::new(
+            codes::TEMPLATE_NOT_FOUND,
+            format!("tag '{tag}' does not exist for template '{name}'"),
+        )
+    })?;
+    Ok(Resolved { template: candidate.id, alias: candidate.first_alias, build })
+}
+
+/// The template that the name means: with a namespace the alias in it; without one the alias in the
+/// team's namespace, else the global alias, else the id.
+async fn find(
+    db: &SqliteDatabase,
+    reference: &Reference,
+    team: &Team,
+) -> Result<Option<Candidate>> {
+    let namespace = reference.namespace.as_deref().unwrap_or(&team.slug);
+    let row = sqlx::query(
+        "SELECT e.id, e.team_id, e.public, c.place, \
+             (SELECT f.alias FROM env_aliases f WHERE f.env_id = e.id ORDER BY f.id LIMIT 1) \
+             AS first_alias \
+         FROM (SELECT env_id, 0 AS place FROM env_aliases WHERE alias = $1 AND namespace = $2 \
+               UNION ALL \
+               SELECT env_id, 1 FROM env_aliases WHERE $3 AND alias = $1 AND namespace IS NULL \
+               UNION ALL \
+               SELECT id, 2 FROM envs WHERE $3 AND id = $1) c \
+         JOIN envs e ON e.id = c.env_id \
+         WHERE e.deleted_at IS NULL AND e.source IN ('template', 'snapshot_template') \
+         ORDER BY c.place LIMIT 1",
+    )
+    .bind(&reference.name)
+    .bind(namespace)
+    .bind(reference.namespace.is_none())
+    .fetch_optional(&db.pool)
+    .await
+    .coded()?;
+    let Some(row) = row else { return Ok(None) };
+    Ok(Some(Candidate {
+        id: row.id("id")?,
+        usable: row.value::<bool>("public")? || row.id::<Uuid>("team_id")? == team.id,
+        global: row.value::<i64>("place")? == 1,
+        first_alias: row.value("first_alias")?,
+    }))
+}
+
+/// The ready build that `tag` of the template means: the newest one it was assigned, or the build
+/// whose id it is.
+async fn tagged_build(
+    db: &SqliteDatabase,
+    template: &TemplateId,
+    tag: &str,
+) -> Result<Option<Build>> {
+    // No tag looks like a build's id: those that do are refused when they are assigned.
+    sqlx::query(concat!(
+        "SELECT ",
+        build_columns!(),
+        " FROM env_build_assignments a JOIN env_builds b ON b.id = a.build_id \
+         WHERE a.env_id = $1 AND (a.tag = $2 OR b.id = $2) AND b.status_group = 'ready' \
+         ORDER BY a.id DESC LIMIT 1"
+    ))
+    .bind(template.as_str())
+    .bind(tag)
+    .fetch_optional(&db.pool)
+    .await
+    .coded()?
+    .as_ref()
+    .map(read_build)
+    .transpose()
+}
+
+pub(super) async fn list(db: &SqliteDatabase, team: &Team) -> Result<Vec<Template>> {
+    let rows = sqlx::query(concat!(
+        "SELECT e.id, e.team_id, e.public, e.created_at, e.updated_at, e.last_spawned_at, \
+             e.spawn_count, \
+             (SELECT COUNT(DISTINCT n.build_id) FROM env_build_assignments n \
+              WHERE n.env_id = e.id) AS build_count, ",
+        build_columns!(),
+        " FROM envs e JOIN env_builds b ON b.id = \
+             (SELECT a.build_id FROM env_build_assignments a \
+              JOIN env_builds r ON r.id = a.build_id \
+              WHERE a.env_id = e.id AND r.status_group = 'ready' ORDER BY a.id DESC LIMIT 1) \
+         WHERE e.deleted_at IS NULL AND e.source = 'template' AND (e.team_id = $1 OR (e.public \
+             AND EXISTS (SELECT 1 FROM env_aliases g \
+                         WHERE g.env_id = e.id AND g.namespace IS NULL))) \
+         ORDER BY e.created_at, e.id"
+    ))
+    .bind(team.id.to_string())
+    .fetch_all(&db.pool)
+    .await
+    .coded()?;
+    let mut names = names(db, team).await?;
+    rows.iter().map(|row| read_template(row, &mut names)).collect()
+}
+
+/// Bare aliases and qualified names, by template.
+type Names = HashMap<TemplateId, (Vec<String>, Vec<String>)>;
+
+/// The names of the templates that [`list`] shows, and perhaps of more.
+async fn names(db: &SqliteDatabase, team: &Team) -> Result<Names> {
+    let rows = sqlx::query(
+        "SELECT n.env_id, n.alias, n.namespace FROM env_aliases n JOIN envs e ON e.id = n.env_id \
+         WHERE e.team_id = $1 OR EXISTS (SELECT 1 FROM env_aliases g \
+                                         WHERE g.env_id = e.id AND g.namespace IS NULL) \
+         ORDER BY n.id",
+    )
+    .bind(team.id.to_string())
+    .fetch_all(&db.pool)
+    .await
+    .coded()?;
+    let mut all = Names::new();
+    for row in &rows {
+        let (aliases, names) = all.entry(row.id("env_id")?).or_default();
+        let alias: String = row.value("alias")?;
+        names.push(match row.value::<Option<&str>>("namespace")? {
+            Some(namespace) => format!("{namespace}/{alias}"),
+            None => alias.clone(),
+        });
+        if !aliases.contains(&alias) {
+            aliases.push(alias);
+        }
+    }
+    Ok(all)
+}
+
+fn read_template(row: &SqliteRow, names: &mut Names) -> Result<Template> {
+    let id: TemplateId = row.id("id")?;
+    let (aliases, names) = names.remove(&id).unwrap_or_default();
+    Ok(Template {
+        id,
+        team: row.id("team_id")?,
+        public: row.value("public")?,
+        aliases,
+        names,
+        created_at: row.time("created_at")?,
+        updated_at: row.time("updated_at")?,
+        last_spawned_at: row.optional_time("last_spawned_at")?,
+        spawn_count: row.number("spawn_count")?,
+        build_count: row.number("build_count")?,
+        build: read_build(row)?,
+    })
+}
+
+pub(super) async fn count_spawn(db: &SqliteDatabase, template: &TemplateId) -> Result<()> {
+    sqlx::query(
+        "UPDATE envs SET spawn_count = spawn_count + 1, last_spawned_at = $1 WHERE id = $2",
+    )
+    .bind(now())
+    .bind(template.as_str())
+    .execute(&db.pool)
+    .await
+    .coded()?;
+    Ok(())
+}
+
+pub(super) async fn publish_global(
+    db: &SqliteDatabase,
+    new: &NewBuild,
+    owner: Uuid,
+) -> Result<TemplateId> {
+    let plain = Reference::parse(&new.alias)
+        .is_ok_and(|reference| reference.name == new.alias && reference.tag.is_none());
+    if !plain {
+        return Err(Error::new(
+            codes::INVALID_REQUEST,
+            format!("'{}' cannot be the alias of a template.", new.alias),
+        ));
+    }
+    let mut tx = db.begin_write().await?;
+    let template = match global_template(&mut tx, &new.alias).await? {
+        Some(template) => template,
+        None => make_global(&mut tx, &new.alias, owner).await?,
+    };
+    add_ready_build(&mut tx, &new.build, owner).await?;
+    point_default(&mut tx, &template, new.build.id).await?;
+    tx.commit().await.coded()?;
+    Ok(template)
+}
+
+async fn global_template(
+    tx: &mut Transaction<'static, Sqlite>,
+    alias: &str,
+) -> Result<Option<TemplateId>> {
+    sqlx::query(
+        "SELECT e.id FROM env_aliases n JOIN envs e ON e.id = n.env_id \
+         WHERE n.alias = $1 AND n.namespace IS NULL AND e.deleted_at IS NULL",
+    )
+    .bind(alias)
+    .fetch_optional(&mut **tx)
+    .await
+    .coded()?
+    .map(|row| row.id("id"))
+    .transpose()
+}
+
+async fn make_global(
+    tx: &mut Transaction<'static, Sqlite>,
+    alias: &str,
+    owner: Uuid,
+) -> Result<TemplateId> {
+    let template = TemplateId::generate().map_err(|error| {
+        Error::new(codes::INTERNAL, format!("the system has no random bytes to give ({error})."))
+    })?;
+    sqlx::query(
+        "INSERT INTO envs (id, team_id, public, created_at, updated_at) \
+         VALUES ($1, $2, $3, $4, $4)",
+    )
+    .bind(template.as_str())
+    .bind(owner.to_string())
+    .bind(true)
+    .bind(now())
+    .execute(&mut **tx)
+    .await
+    .coded()?;
+    // The alias of a template that was deleted is taken over.
+    sqlx::query(
+        "INSERT INTO env_aliases (id, alias, env_id) VALUES ($1, $2, $3) \
+         ON CONFLICT (alias, COALESCE(namespace, '')) DO UPDATE SET env_id = excluded.env_id",
+    )
+    .bind(Uuid::now_v7().to_string())
+    .bind(alias)
+    .bind(template.as_str())
+    .execute(&mut **tx)
+    .await
+    .coded()?;
+    Ok(template)
+}
+
+async fn add_ready_build(
+    tx: &mut Transaction<'static, Sqlite>,
+    build: &Build,
+    owner: Uuid,
+) -> Result<()> {
+    sqlx::query(
+        "INSERT INTO env_builds (id, team_id, status, status_group, vcpu, ram_mb, disk_mb, \
+         envd_version, created_at, updated_at, finished_at) \
+         VALUES ($1, $2, 'success', 'ready', $3, $4, $5, $6, $7, $7, $7) \
+         ON CONFLICT (id) DO NOTHING",
+    )
+    .bind(build.id.to_string())
+    .bind(owner.to_string())
+    .bind(i64::from(build.vcpu))
+    .bind(i64::from(build.memory_mb))
+    .bind(i64::from(build.disk_mb))
+    .bind(&build.envd_version)
+    .bind(now())
+    .execute(&mut **tx)
+    .await
+    .coded()?;
+    Ok(())
+}
+
+/// Makes the template's default tag mean `build`, unless it does.
+async fn point_default(
+    tx: &mut Transaction<'static, Sqlite>,
+    template: &TemplateId,
+    build: Uuid,
+) -> Result<()> {
+    let assigned = sqlx::query(
+        "INSERT INTO env_build_assignments (env_id, build_id, tag, created_at) \
+         SELECT $1, $2, $3, $4 WHERE $2 <> COALESCE( \
+             (SELECT a.build_id FROM env_build_assignments a \
+              WHERE a.env_id = $1 AND a.tag = $3 ORDER BY a.id DESC LIMIT 1), '')",
+    )
+    .bind(template.as_str())
+    .bind(build.to_string())
+    .bind(DEFAULT_TAG)
+    .bind(now())
+    .execute(&mut **tx)
+    .await
+    .coded()?;
+    if assigned.rows_affected() > 0 {
+        sqlx::query("UPDATE envs SET updated_at = $1 WHERE id = $2")
+            .bind(now())
+            .bind(template.as_str())
+            .execute(&mut **tx)
+            .await
+            .coded()?;
+    }
+    Ok(())
+}
