@@ -79,6 +79,10 @@ pub struct NetworkConfig {
     pub allow_out: Option<Vec<String>>,
     /// Destinations that are refused.
     pub deny_out: Option<Vec<String>>,
+    /// Name servers that stay reachable where `allowOut` holds a domain.
+    pub dns_servers: Option<Vec<String>>,
+    /// Ports whose servers in the sandbox speak TLS.
+    pub https_ports: Option<Vec<u16>>,
     /// SOCKS5 proxy for outgoing traffic.
     #[schema(value_type = Option<Object>)]
     pub egress_proxy: Option<serde_json::Value>,

@@ -1,0 +1,213 @@
+//! Every endpoint of the protocol, who may call it, and whether this release has it.
+//!
+//! The table is the one source for three things: the credentials that a route takes (`auth`), the
+//! refusal of what is not built (`unbuilt`), and `docs/compatibility.md` (`compatibility`).
+
+use http::Method;
+
+/// Who may call an endpoint (control-plane contract, section 2.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// Anyone.
+    Open,
+    /// A team: API key, or a user or the administrator who names a team.
+    Team,
+    /// As [`Access::Team`], and a user's access token.
+    TeamOrUser,
+    /// A user by access token, or by a provider's token with a team.
+    UserWithTeam,
+    /// A user, by access token or provider's token.
+    User,
+    /// A user by a provider's token, with a team; the administrator too where `admin`.
+    Provider {
+        /// The administrator may act as the team.
+        admin: bool,
+    },
+    /// A user by a provider's token alone.
+    ProviderOnly,
+    /// The administrator.
+    Admin,
+    /// The bearer of a volume's token.
+    Volume,
+}
+
+/// Whether this release has an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Support {
+    /// It works.
+    Built,
+    /// Routed, and answered with 501.
+    Planned,
+    /// Routed, and refused in the way the contract gives for deployments without it.
+    Refused,
+}
+
+/// An endpoint of the contract.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Endpoint {
+    /// `GET` and so on.
+    pub(crate) method: &'static str,
+    /// The path, parameters in braces.
+    pub(crate) path: &'static str,
+    /// Who may call it.
+    pub(crate) access: Access,
+    /// Whether this release has it.
+    pub(crate) support: Support,
+    /// What a user should know, for `docs/compatibility.md`.
+    pub(crate) note: &'static str,
+}
+
+impl Endpoint {
+    /// Whether a blocked team may still call it: it may look and clean up, not make anything.
+    pub(crate) fn allows_blocked(&self) -> bool {
+        match self.method {
+            "GET" => true,
+            "DELETE" => !self.path.starts_with("/secrets"),
+            _ => false,
+        }
+    }
+
+    fn is(&self, method: &Method, path: &str) -> bool {
+        // A HEAD is answered by the route of the GET.
+        let method = if method == Method::HEAD { &Method::GET } else { method };
+        self.method == method.as_str() && self.path == path
+    }
+}
+
+/// The endpoint of this method and route.
+pub(crate) fn find(method: &Method, path: &str) -> Option<&'static Endpoint> {
+    ENDPOINTS.iter().find(|endpoint| endpoint.is(method, path))
+}
+
+macro_rules! endpoints {
+    ($($method:ident $path:literal $access:expr, $support:ident $(, $note:literal)?;)*) => {
+        /// All of them, in the contract's order.
+        pub(crate) const ENDPOINTS: &[Endpoint] = &[$(Endpoint {
+            method: stringify!($method),
+            path: $path,
+            access: $access,
+            support: Support::$support,
+            note: concat!($($note)?),
+        }),*];
+    };
+}
+
+use Access::{Admin, Open, Provider, ProviderOnly, Team, TeamOrUser, User, UserWithTeam, Volume};
+
+endpoints! {
+    GET "/health" Open, Built;
+
+    // Sandboxes.
+    POST "/sandboxes" Team, Built, "see the fields below; `Idempotency-Key` is honoured";
+    POST "/v2/sandboxes" Team, Built, "as above; always secure, 300 s by default";
+    GET "/sandboxes" Team, Built;
+    GET "/v2/sandboxes" Team, Built, "no sandbox is ever `paused`";
+    GET "/sandboxes/metrics" Team, Built;
+    GET "/sandboxes/{sandboxID}" Team, Built;
+    DELETE "/sandboxes/{sandboxID}" Team, Built;
+    POST "/sandboxes/{sandboxID}/pause" Team, Planned;
+    POST "/sandboxes/{sandboxID}/connect" Team, Built, "running sandboxes";
+    POST "/v2/sandboxes/{sandboxID}/connect" Team, Built, "running sandboxes";
+    POST "/sandboxes/{sandboxID}/resume" Team, Planned;
+    POST "/sandboxes/{sandboxID}/fork" Team, Planned;
+    POST "/sandboxes/{sandboxID}/timeout" Team, Built;
+    POST "/sandboxes/{sandboxID}/refreshes" Team, Built;
+    PUT "/sandboxes/{sandboxID}/network" Team, Planned;
+    POST "/sandboxes/{sandboxID}/snapshots" Team, Planned;
+    GET "/snapshots" Team, Planned;
+    GET "/sandboxes/{sandboxID}/metrics" Team, Built, "kept for 7 days";
+    GET "/sandboxes/{sandboxID}/logs" Team, Planned;
+    GET "/v2/sandboxes/{sandboxID}/logs" Team, Planned;
+
+    // Templates.
+    POST "/v3/templates" Team, Planned;
+    GET "/templates/{templateID}/files/{hash}" TeamOrUser, Planned;
+    POST "/v2/templates/{templateID}/builds/{buildID}" Team, Planned;
+    GET "/templates/{templateID}/builds/{buildID}/status" TeamOrUser, Planned;
+    GET "/templates/{templateID}/builds/{buildID}/logs" TeamOrUser, Planned;
+    GET "/templates/aliases/{alias}" Team, Built;
+    POST "/templates/tags" Team, Planned;
+    DELETE "/templates/tags" Team, Planned;
+    GET "/templates/{templateID}/tags" Team, Planned;
+    // These five are in the published clients' specification only.
+    GET "/templates/{templateID}/tags/count" Team, Planned;
+    GET "/templates/{templateID}/tags/exists" Team, Planned;
+    GET "/templates/{templateID}/tags/groups" Team, Planned;
+    GET "/templates/{templateID}/tags/{tag}/assignments" Team, Planned;
+    GET "/default-templates" TeamOrUser, Planned;
+    DELETE "/templates/{templateID}" TeamOrUser, Planned;
+    GET "/templates" TeamOrUser, Built;
+    PATCH "/v2/templates/{templateID}" TeamOrUser, Planned;
+    GET "/v2/templates" TeamOrUser, Planned;
+    GET "/templates/{templateID}" Team, Planned;
+    PATCH "/templates/{templateID}" TeamOrUser, Planned;
+    POST "/v2/templates" Team, Planned;
+    POST "/templates" UserWithTeam, Planned;
+    POST "/templates/{templateID}" UserWithTeam, Planned;
+    POST "/templates/{templateID}/builds/{buildID}" UserWithTeam, Planned;
+
+    // Teams, keys, tokens.
+    GET "/teams" User, Built, "each call makes a key for each team, as keys are not kept in the clear";
+    GET "/teams/{teamID}/metrics" Team, Planned;
+    GET "/teams/{teamID}/metrics/max" Team, Planned;
+    GET "/api-keys" Provider { admin: true }, Planned;
+    POST "/api-keys" Provider { admin: false }, Planned;
+    PATCH "/api-keys/{apiKeyID}" Provider { admin: true }, Planned;
+    DELETE "/api-keys/{apiKeyID}" Provider { admin: true }, Planned;
+    POST "/access-tokens" ProviderOnly, Planned;
+    DELETE "/access-tokens/{accessTokenID}" ProviderOnly, Planned;
+
+    // Volumes.
+    POST "/volumes" Team, Planned;
+    GET "/volumes" Team, Planned;
+    GET "/volumes/{volumeID}" Team, Planned;
+    DELETE "/volumes/{volumeID}" Team, Planned;
+    GET "/volumecontent/{volumeID}/path" Volume, Planned;
+    PATCH "/volumecontent/{volumeID}/path" Volume, Planned;
+    DELETE "/volumecontent/{volumeID}/path" Volume, Planned;
+    GET "/volumecontent/{volumeID}/dir" Volume, Planned;
+    POST "/volumecontent/{volumeID}/dir" Volume, Planned;
+    GET "/volumecontent/{volumeID}/file" Volume, Planned;
+    PUT "/volumecontent/{volumeID}/file" Volume, Planned;
+
+    // Secrets.
+    GET "/secrets" Team, Refused, "403, as for a team without secrets";
+    POST "/secrets" Team, Refused, "403, as for a team without secrets";
+    GET "/secrets/{secret}" Team, Refused, "403, as for a team without secrets";
+    POST "/secrets/{secret}" Team, Refused, "403, as for a team without secrets";
+    DELETE "/secrets/{secret}" Team, Refused, "403, as for a team without secrets";
+
+    // Administration.
+    GET "/nodes" Admin, Planned;
+    GET "/nodes/{nodeID}" Admin, Planned;
+    POST "/nodes/{nodeID}" Admin, Planned;
+    POST "/admin/teams/{teamID}/sandboxes/kill" Admin, Planned;
+    POST "/admin/teams/{teamID}/builds/cancel" Admin, Planned;
+    GET "/admin/sandboxes/running-counts" Admin, Planned;
+    POST "/admin/teams/{teamID}/api-keys" Admin, Planned;
+    DELETE "/admin/teams/{teamID}/api-keys/{apiKeyID}" Admin, Planned;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_endpoint_is_listed_twice() {
+        for (at, endpoint) in ENDPOINTS.iter().enumerate() {
+            let method = endpoint.method.parse().unwrap();
+            assert!(!ENDPOINTS[..at].iter().any(|other| other.is(&method, endpoint.path)));
+        }
+    }
+
+    #[test]
+    fn a_blocked_team_may_look_and_clean_up() {
+        let allows = |method: Method, path| find(&method, path).unwrap().allows_blocked();
+        assert!(allows(Method::GET, "/v2/sandboxes"));
+        assert!(allows(Method::HEAD, "/sandboxes/{sandboxID}"));
+        assert!(allows(Method::DELETE, "/sandboxes/{sandboxID}"));
+        assert!(!allows(Method::POST, "/v2/sandboxes"));
+        assert!(!allows(Method::DELETE, "/secrets/{secret}"));
+        assert!(!allows(Method::POST, "/sandboxes/{sandboxID}/timeout"));
+    }
+}

@@ -1,0 +1,42 @@
+//! The REST control plane (control-plane contract, sections 1 to 6 and 9 to 11).
+//!
+//! [`Service`] serves the API and runs what keeps it true; [`Options`] configure it; a [`Handle`] is
+//! how the rest of the process reaches it. It stands on three traits and knows nothing behind them:
+//!
+//! ```text
+//!  HTTP ── connection ── router ── auth ── handlers ──┬── Database    durable state
+//!                                                     ├── Catalogue   what runs
+//!          evictor, watcher, sampler ─────────────────┴── Node        where it runs
+//! ```
+//!
+//! - `service`: start, serve, shut down. `connection`: one client's connection and its timeouts.
+//! - `router`: routes and what stands around them. `endpoints`: the table of the whole contract.
+//! - `auth`, `local`: who asks. `extract`: reading requests. `error`: answering failures.
+//! - `sandboxes`, `templates`, `teams`, `health`: the handlers. `unbuilt`: what is not there yet.
+//! - `evictor`, `watcher`, `sampler`: the background tasks.
+//! - `openapi`, `compatibility`: the documents made from the code.
+
+mod auth;
+mod compatibility;
+mod connection;
+mod control;
+mod cursor;
+mod endpoints;
+mod error;
+mod evictor;
+mod extract;
+mod health;
+mod local;
+mod openapi;
+mod router;
+mod sampler;
+mod sandboxes;
+mod service;
+mod teams;
+mod templates;
+mod tokens;
+mod unbuilt;
+mod watcher;
+
+pub use compatibility::{built_endpoints, compatibility_markdown};
+pub use service::{Handle, Options, Service};

@@ -1,0 +1,64 @@
+//! The routes this release has, and the OpenAPI document made of them.
+//!
+//! Routes and document are one list: a handler that is routed is documented.
+
+use std::sync::Arc;
+
+use utoipa::{
+    Modify, OpenApi,
+    openapi::{
+        OpenApi as Document,
+        security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme},
+    },
+};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use crate::{
+    control::Control,
+    health,
+    sandboxes::{create, get, lifecycle, list, metrics},
+    teams, templates,
+};
+
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "Atoll", description = "The control plane of a self-hosted sandbox cloud."),
+    modifiers(&Schemes),
+    security(("ApiKeyAuth" = []), ("AdminApiKeyAuth" = [], "AdminTeamAuth" = [])),
+)]
+struct Base;
+
+struct Schemes;
+
+impl Modify for Schemes {
+    fn modify(&self, openapi: &mut Document) {
+        let header = |name: &str| SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::new(name)));
+        let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build();
+        let components = openapi.components.get_or_insert_default();
+        components.add_security_scheme("ApiKeyAuth", header("X-API-Key"));
+        components.add_security_scheme("AdminApiKeyAuth", header("X-Admin-Token"));
+        components.add_security_scheme("AdminTeamAuth", header("X-Team-ID"));
+        components.add_security_scheme("AccessTokenAuth", SecurityScheme::Http(bearer));
+    }
+}
+
+/// The routes with their document.
+pub(crate) fn built_routes() -> OpenApiRouter<Arc<Control>> {
+    OpenApiRouter::with_openapi(Base::openapi())
+        .routes(routes!(health::health))
+        .routes(routes!(create::create_sandbox))
+        .routes(routes!(create::create_sandbox_v2))
+        .routes(routes!(list::list_running_sandboxes))
+        .routes(routes!(list::list_sandboxes))
+        .routes(routes!(metrics::sandboxes_metrics))
+        .routes(routes!(metrics::sandbox_metrics))
+        .routes(routes!(get::get_sandbox))
+        .routes(routes!(lifecycle::kill_sandbox))
+        .routes(routes!(lifecycle::set_timeout))
+        .routes(routes!(lifecycle::refresh_sandbox))
+        .routes(routes!(lifecycle::connect_sandbox))
+        .routes(routes!(lifecycle::connect_sandbox_v2))
+        .routes(routes!(templates::list_templates))
+        .routes(routes!(templates::template_alias))
+        .routes(routes!(teams::list_teams))
+}

@@ -1,0 +1,171 @@
+//! `GET /v2/sandboxes` and `GET /sandboxes`.
+
+use std::sync::Arc;
+
+use atoll_core::{Error, TemplateId, error::codes, limits::PAGE_SIZE, reference::Reference};
+use atoll_state::{catalogue::Entry, model::Team};
+use atoll_wire::rest;
+use axum::{Json, extract::State};
+use http::{HeaderMap, HeaderName, HeaderValue};
+use serde::Deserialize;
+
+use super::{
+    filter::{MetadataFilter, order, started_after, wants_running},
+    listed,
+};
+use crate::{
+    auth::Caller,
+    control::Control,
+    cursor::{Key, Order},
+    error::{ApiError, ApiResult},
+    extract::Query,
+};
+
+const NEXT_TOKEN: HeaderName = HeaderName::from_static("x-next-token");
+const TOTAL_RUNNING: HeaderName = HeaderName::from_static("x-total-running");
+
+/// The query of `GET /v2/sandboxes`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct ListQuery {
+    metadata: Option<String>,
+    state: Option<String>,
+    order: Option<String>,
+    started_after: Option<String>,
+    template: Option<String>,
+    limit: Option<i64>,
+    next_token: Option<String>,
+}
+
+/// The query of `GET /sandboxes`.
+#[derive(Debug, Deserialize)]
+pub(crate) struct RunningQuery {
+    metadata: Option<String>,
+}
+
+/// Lists the team's running sandboxes, newest first, on one page.
+#[utoipa::path(get, path = "/sandboxes", tag = "sandboxes",
+    params(("metadata" = Option<String>, Query, description = "Labels to match, form-encoded twice")),
+    responses(
+        (status = 200, body = Vec<rest::ListedSandbox>), (status = 400, body = rest::Error),
+        (status = 401, body = rest::Error), (status = 500, body = rest::Error),
+    ))]
+pub(crate) async fn list_running_sandboxes(
+    State(control): State<Arc<Control>>,
+    Caller(team): Caller,
+    Query(query): Query<RunningQuery>,
+) -> ApiResult<Json<Vec<rest::ListedSandbox>>> {
+    let metadata = MetadataFilter::parse(query.metadata.as_deref().unwrap_or_default())?;
+    let mut entries = control.catalogue.list(&team.id.to_string()).await?;
+    entries.retain(|entry| metadata.matches(entry));
+    sort(&mut entries, Order::Descending);
+    Ok(Json(entries.iter().map(listed).collect()))
+}
+
+/// Lists the team's sandboxes in pages.
+#[utoipa::path(get, path = "/v2/sandboxes", tag = "sandboxes",
+    params(
+        ("metadata" = Option<String>, Query, description = "Labels to match, form-encoded twice"),
+        ("state" = Option<String>, Query, description = "`running`, `paused` or both, comma-separated; both by default"),
+        ("order" = Option<String>, Query, description = "By start: `desc` (default) or `asc`"),
+        ("startedAfter" = Option<String>, Query, description = "RFC 3339, inclusive"),
+        ("template" = Option<String>, Query, description = "Name or id, without a tag"),
+        ("limit" = Option<u32>, Query, minimum = 1, maximum = 100, description = "100 by default"),
+        ("nextToken" = Option<String>, Query, description = "`X-Next-Token` of the page before"),
+    ),
+    responses(
+        (status = 200, body = Vec<rest::ListedSandbox>, headers(
+            ("X-Next-Token" = String, description = "Absent on the last page"),
+            ("X-Total-Running" = u64, description = "Running sandboxes that match, on all pages"),
+        )),
+        (status = 400, body = rest::Error), (status = 401, body = rest::Error),
+        (status = 500, body = rest::Error),
+    ))]
+pub(crate) async fn list_sandboxes(
+    State(control): State<Arc<Control>>,
+    Caller(team): Caller,
+    Query(query): Query<ListQuery>,
+) -> ApiResult<(HeaderMap, Json<Vec<rest::ListedSandbox>>)> {
+    let limit = page_size(query.limit)?;
+    let order = order(query.order.as_deref())?;
+    let behind = cursor(query.next_token.as_deref(), order)?;
+    // No sandbox is paused in this release, so nothing matches where only those are asked for.
+    let wants_running = wants_running(query.state.as_deref())?;
+    let mut entries = matching(&control, &team, &query).await?;
+
+    let mut headers = HeaderMap::new();
+    if wants_running {
+        headers.insert(TOTAL_RUNNING, HeaderValue::from(entries.len()));
+    } else {
+        entries.clear();
+    }
+    sort(&mut entries, order);
+    if let Some(behind) = behind {
+        entries.retain(|entry| key(entry).compare(&behind, order).is_gt());
+    }
+    if entries.len() > limit {
+        entries.truncate(limit);
+        let next = entries.last().map(|entry| key(entry).encode(order)).unwrap_or_default();
+        let next = HeaderValue::try_from(next)
+            .map_err(|error| Error::new(codes::INTERNAL, format!("a page cursor: {error}.")))?;
+        headers.insert(NEXT_TOKEN, next);
+    }
+    Ok((headers, Json(entries.iter().map(listed).collect())))
+}
+
+/// The team's running sandboxes that pass every filter.
+async fn matching(control: &Control, team: &Team, query: &ListQuery) -> ApiResult<Vec<Entry>> {
+    let metadata = MetadataFilter::parse(query.metadata.as_deref().unwrap_or_default())?;
+    let started_after = started_after(query.started_after.as_deref())?;
+    let template = match &query.template {
+        None => None,
+        Some(text) => match template(control, team, text).await? {
+            Some(template) => Some(template),
+            None => return Ok(Vec::new()),
+        },
+    };
+    let mut entries = control.catalogue.list(&team.id.to_string()).await?;
+    entries.retain(|entry| {
+        metadata.matches(entry)
+            && started_after.is_none_or(|after| entry.record.started_at.as_microsecond() >= after)
+            && template.as_ref().is_none_or(|template| entry.record.template == *template)
+    });
+    Ok(entries)
+}
+
+/// The template that a filter names; none when there is none that the team may see.
+async fn template(control: &Control, team: &Team, text: &str) -> ApiResult<Option<TemplateId>> {
+    let invalid =
+        |why: String| ApiError::fixed(codes::INVALID_REQUEST, format!("Invalid template: {why}"));
+    if text.contains(':') {
+        return Err(invalid("a tag cannot be filtered by".to_owned()));
+    }
+    let reference = Reference::parse(text).map_err(|error| invalid(error.to_string()))?;
+    match control.database.resolve_template(&reference, team).await {
+        Ok(resolved) => Ok(Some(resolved.template)),
+        Err(error) if error.code.status < 500 => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn page_size(limit: Option<i64>) -> ApiResult<usize> {
+    let limit = limit.unwrap_or(i64::from(PAGE_SIZE));
+    match usize::try_from(limit) {
+        Ok(size) if (1..=PAGE_SIZE as usize).contains(&size) => Ok(size),
+        _ => Err(ApiError::validation(format!("limit must be 1 to {PAGE_SIZE}, got {limit}"))),
+    }
+}
+
+fn cursor(token: Option<&str>, order: Order) -> ApiResult<Option<Key>> {
+    let Some(token) = token.filter(|token| !token.is_empty()) else { return Ok(None) };
+    let key = Key::decode(token, order);
+    key.map(Some).ok_or_else(|| ApiError::fixed(codes::INVALID_REQUEST, "Invalid next token"))
+}
+
+fn key(entry: &Entry) -> Key {
+    Key::new(entry.record.started_at, entry.record.id.as_str())
+}
+
+fn sort(entries: &mut [Entry], order: Order) {
+    entries.sort_by(|a, b| key(a).compare(&key(b), order));
+}

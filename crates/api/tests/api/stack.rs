@@ -1,0 +1,207 @@
+//! A control plane to talk to.
+
+use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
+
+use atoll_api::{Options, Service};
+use atoll_core::key;
+use atoll_state::{
+    Catalogue, Database, MemoryCatalogue, SqliteDatabase,
+    database::{DEVELOPMENT_ACCESS_TOKEN, DEVELOPMENT_API_KEY, DEVELOPMENT_TEAM, NewBuild, Seed},
+    model::Build,
+};
+use reqwest::{Client, Method, RequestBuilder, StatusCode, header::HeaderMap};
+use serde_json::{Value, json};
+use sqlx::{ConnectOptions, SqliteConnection, sqlite::SqliteConnectOptions};
+use tokio::net::TcpListener;
+use uuid::Uuid;
+
+use crate::node::FakeNode;
+
+pub(crate) const KEY: &str = DEVELOPMENT_API_KEY;
+pub(crate) const ACCESS_TOKEN: &str = DEVELOPMENT_ACCESS_TOKEN;
+pub(crate) const TEAM: Uuid = DEVELOPMENT_TEAM;
+pub(crate) const SEED: &str = "testseed";
+pub(crate) const ADMIN_TOKEN: &str = "correct horse";
+
+/// A running control plane; its files go when it is dropped.
+pub(crate) struct Stack {
+    pub(crate) node: Arc<FakeNode>,
+    pub(crate) catalogue: Arc<MemoryCatalogue>,
+    pub(crate) service: Service,
+    pub(crate) client: Client,
+    user: Uuid,
+    database: SqliteDatabase,
+    directory: tempfile::TempDir,
+}
+
+/// An answer, read.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) text: String,
+}
+
+impl Answer {
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    /// Checks that this is a failure of the published shape, and returns its message.
+    #[track_caller]
+    pub(crate) fn failure(&self, status: u16) -> String {
+        assert_eq!(self.status.as_u16(), status, "{self:?}");
+        assert_eq!(self.headers["content-type"], "application/json", "{self:?}");
+        let body = self.json();
+        assert_eq!(body["code"], json!(status), "{self:?}");
+        assert!(body["error_code"].is_string(), "{self:?}");
+        body["message"].as_str().unwrap_or_else(|| panic!("no message: {self:?}")).to_owned()
+    }
+
+    /// Checks for success, and returns the body.
+    #[track_caller]
+    pub(crate) fn success(&self, status: u16) -> Value {
+        assert_eq!(self.status.as_u16(), status, "{self:?}");
+        if self.text.is_empty() { Value::Null } else { self.json() }
+    }
+}
+
+pub(crate) async fn send(request: RequestBuilder) -> Answer {
+    let response = request.send().await.unwrap();
+    let (status, headers) = (response.status(), response.headers().clone());
+    Answer { status, headers, text: response.text().await.unwrap() }
+}
+
+/// Waits until `condition` holds.
+#[track_caller]
+pub(crate) fn eventually<F: Future<Output = bool>>(
+    condition: impl Fn() -> F,
+) -> impl Future<Output = ()> {
+    let caller = std::panic::Location::caller();
+    async move {
+        let wait = async {
+            while !condition().await {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let limit = Duration::from_secs(20);
+        assert!(tokio::time::timeout(limit, wait).await.is_ok(), "never came true: {caller}");
+    }
+}
+
+impl Stack {
+    pub(crate) async fn start() -> Self {
+        Self::with(FakeNode::default(), |_| {}).await
+    }
+
+    pub(crate) async fn with(node: FakeNode, configure: impl FnOnce(&mut Options)) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let database = SqliteDatabase::open(directory.path().join("atoll.db")).await.unwrap();
+        let user = Uuid::new_v4();
+        let seed = Seed {
+            api_key: KEY.to_owned(),
+            access_token: ACCESS_TOKEN.to_owned(),
+            development: true,
+            user,
+        };
+        let team = database.seed(&seed).await.unwrap();
+        let build = Build {
+            id: Uuid::new_v4(),
+            vcpu: 2,
+            memory_mb: 512,
+            disk_mb: 1024,
+            envd_version: "0.6.4".to_owned(),
+        };
+        let base = NewBuild { alias: "base".to_owned(), build };
+        database.publish_global_template(&base, team.id).await.unwrap();
+
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut options = Options::new(listener, SEED);
+        options.admin_token = Some(ADMIN_TOKEN.to_owned());
+        configure(&mut options);
+        let (node, catalogue) = (Arc::new(node), Arc::new(MemoryCatalogue::new()));
+        let service =
+            Service::start(options, Arc::new(database.clone()), catalogue.clone(), node.clone())
+                .await
+                .unwrap();
+        Self { node, catalogue, service, client: Client::new(), user, database, directory }
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.service.handle().local_addr()
+    }
+
+    /// A request without credentials.
+    pub(crate) fn anonymous(&self, method: Method, path: &str) -> RequestBuilder {
+        self.client.request(method, format!("http://{}{path}", self.address()))
+    }
+
+    /// A request with the development key.
+    pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.anonymous(method, path).header("X-API-KEY", KEY)
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Answer {
+        send(self.request(Method::GET, path)).await
+    }
+
+    pub(crate) async fn delete(&self, path: &str) -> Answer {
+        send(self.request(Method::DELETE, path)).await
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: Value) -> Answer {
+        send(self.request(Method::POST, path).json(&body)).await
+    }
+
+    /// Makes a sandbox of `base` and returns what create answered.
+    pub(crate) async fn sandbox(&self, mut body: Value) -> Value {
+        body["templateID"] = json!("base");
+        self.post("/v2/sandboxes", body).await.success(201)
+    }
+
+    /// The id of a new sandbox.
+    pub(crate) async fn sandbox_id(&self) -> String {
+        id_of(&self.sandbox(json!({})).await)
+    }
+
+    /// A second team's key.
+    pub(crate) async fn other_team(&self) -> (Uuid, String) {
+        let team = Uuid::new_v4();
+        self.sql(&format!(
+            "INSERT INTO teams (id, name, slug, tier, created_at) \
+             VALUES ('{team}', 'Other', 'other', 'development', 0)"
+        ))
+        .await;
+        (team, self.key_for(team).await)
+    }
+
+    /// A new key of a team.
+    pub(crate) async fn key_for(&self, team: Uuid) -> String {
+        let raw = key::generate(key::API_KEY_PREFIX).unwrap();
+        self.database.create_api_key(team, self.user, "test", &raw).await.unwrap();
+        raw
+    }
+
+    /// What an operator does by hand.
+    pub(crate) async fn sql(&self, statement: &str) {
+        let mut connection: SqliteConnection = SqliteConnectOptions::new()
+            .filename(self.directory.path().join("atoll.db"))
+            .connect()
+            .await
+            .unwrap();
+        sqlx::raw_sql(sqlx::AssertSqlSafe(statement.to_owned()))
+            .execute(&mut connection)
+            .await
+            .unwrap();
+    }
+
+    /// Places of the team that are taken: running, starting or being ended.
+    pub(crate) async fn has_place(&self, limit: u32) -> bool {
+        let id = "iprobe".parse().unwrap();
+        self.catalogue.reserve(&TEAM.to_string(), &id, limit).await.is_ok()
+    }
+}
+
+pub(crate) fn id_of(sandbox: &Value) -> String {
+    sandbox["sandboxID"].as_str().unwrap().to_owned()
+}
