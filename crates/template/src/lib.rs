@@ -1,0 +1,89 @@
+//! Recipes to layers: how templates are built.
+//!
+//! This release has one template, `base` (a Debian with a `user`, Python, Node and a compiler), and
+//! the runtime layer: envd, which goes on top of every template's layers. Both are built where they
+//! are missing or their recipe has changed, and reused otherwise.
+//!
+//! ```text
+//! ensure_base ── recipe digest known? ── yes ──► its manifest
+//!                       │ no
+//!                       ▼
+//!    layer draft ◄── base.sh (mmdebstrap) ◄── provision.sh, inside the tree
+//!         │ commit
+//!         ▼
+//!    layer, manifest
+//! ```
+
+mod base;
+mod host;
+mod process;
+mod progress;
+mod runtime;
+
+use std::{path::PathBuf, sync::Arc};
+
+use atoll_core::{LayerId, Result};
+use atoll_storage::BuildManifest;
+use tokio::sync::Mutex;
+
+pub use crate::progress::Progress;
+
+/// Certificates that templates are to trust beyond their distribution's.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum CaBundle {
+    /// No others.
+    #[default]
+    None,
+    /// What this host trusts, such as a company's own authority.
+    Host,
+    /// Those of a PEM file.
+    File(PathBuf),
+}
+
+/// Configuration.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Certificates that templates are to trust.
+    pub ca_bundle: CaBundle,
+    /// The envd program: a static binary.
+    pub envd: &'static [u8],
+    /// Its version, as its `/health` and the API report it.
+    pub envd_version: String,
+}
+
+/// Builds templates; cheap to clone. Nothing of it runs between calls, so there is no service to
+/// start or stop.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    options: Arc<Options>,
+    storage: atoll_storage::Handle,
+    /// One build at a time: two callers who want the same thing get the same.
+    building: Arc<Mutex<()>>,
+}
+
+impl Handle {
+    /// A builder whose layers and manifests go to `storage`.
+    pub fn new(options: Options, storage: atoll_storage::Handle) -> Self {
+        Self { options: Arc::new(options), storage, building: Arc::default() }
+    }
+
+    /// The layer that holds `/usr/bin/envd` and nothing else; made if it is not there.
+    ///
+    /// # Errors
+    /// `DISK_FULL` or `DATA_DIR_UNUSABLE`.
+    pub async fn ensure_runtime_layer(&self) -> Result<LayerId> {
+        let _building = self.building.lock().await;
+        runtime::ensure(&self.storage, self.options.envd).await
+    }
+
+    /// The `base` template, and whether it was built now: that takes one to three minutes and needs
+    /// the network. Dropping the future ends the build and removes what it made.
+    ///
+    /// # Errors
+    /// `BUILD_FAILED` with the end of the output, `TOOL_MISSING`, `BAD_OPTION` for a CA bundle that
+    /// cannot be used, `DISK_FULL` or `DATA_DIR_UNUSABLE`.
+    pub async fn ensure_base(&self, progress: &dyn Progress) -> Result<(BuildManifest, bool)> {
+        let _building = self.building.lock().await;
+        base::ensure(&self.storage, &self.options, progress).await
+    }
+}
