@@ -1,0 +1,262 @@
+//! The host's side of isolation: one nft table per instance, and forwarding on the uplinks.
+//!
+//! The table is set once and never changes: it matches links by their name's prefix, and what may
+//! differ between slots is the link's group (see [`Group`]). Forwarding is switched per link, never
+//! for the whole host. Where it was off on an uplink the host was no router, and must not become one
+//! for others on that network: the table then drops what enters there for anyone but sandboxes.
+//!
+//! Which uplinks Atoll switched is kept in the table itself, in its set `uplinks`. So it survives a
+//! crash, and two instances on a host know of each other: the last one to stop switches back.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    io,
+    net::Ipv4Addr,
+    path::PathBuf,
+};
+
+use atoll_core::{Error, Result, error::codes};
+use nix::net::if_::if_indextoname;
+use tokio::task::{JoinError, spawn_blocking};
+
+use crate::{
+    cidr::Cidr,
+    links::Group,
+    names::{Names, TABLE_PREFIX},
+    nft, sysctl,
+};
+
+/// What no sandbox reaches: private, shared, loopback, link-local, multicast and reserved ranges,
+/// and the metadata addresses of clouds that lie outside of these.
+const BLOCKED: [Cidr; 11] = [
+    block(0, 0, 0, 0, 8),
+    block(10, 0, 0, 0, 8),
+    block(100, 64, 0, 0, 10),
+    block(127, 0, 0, 0, 8),
+    block(169, 254, 0, 0, 16),
+    block(172, 16, 0, 0, 12),
+    block(192, 168, 0, 0, 16),
+    block(192, 0, 0, 192, 32),
+    block(168, 63, 129, 16, 32),
+    block(224, 0, 0, 0, 4),
+    block(240, 0, 0, 0, 4),
+];
+
+const fn block(a: u8, b: u8, c: u8, d: u8, length: u8) -> Cidr {
+    Cidr::around(Ipv4Addr::new(a, b, c, d), length)
+}
+
+/// The installed table.
+pub(crate) struct Firewall {
+    names: Names,
+}
+
+impl Firewall {
+    /// Replaces this instance's table, then switches forwarding on for `uplinks` (link indexes).
+    pub(crate) async fn install(
+        names: Names,
+        network: Cidr,
+        deny: Vec<Cidr>,
+        uplinks: Vec<u32>,
+    ) -> Result<Self> {
+        let result = spawn_blocking({
+            let names = names.clone();
+            move || install(&names, network, &deny, &uplinks)
+        });
+        blocking(result.await)?;
+        Ok(Self { names })
+    }
+
+    /// Undoes [`Firewall::install`]. The instance's links must be gone.
+    pub(crate) async fn remove(self) -> Result<()> {
+        blocking(spawn_blocking(move || remove(&self.names)).await)
+    }
+}
+
+fn blocking(result: std::result::Result<Result<()>, JoinError>) -> Result<()> {
+    result.unwrap_or_else(|error| Err(failed(&io::Error::other(error))))
+}
+
+fn failed(error: &io::Error) -> Error {
+    let code = match error.kind() {
+        io::ErrorKind::PermissionDenied => codes::PRIVILEGE_MISSING,
+        _ => codes::FIREWALL_FAILED,
+    };
+    Error::new(code, format!("The firewall: {error}."))
+}
+
+fn nft_failed(error: io::Error) -> Error {
+    match error.kind() {
+        io::ErrorKind::NotFound => {
+            Error::new(codes::TOOL_MISSING, "The program `nft` is not installed.")
+        }
+        _ => failed(&error),
+    }
+}
+
+fn install(names: &Names, network: Cidr, deny: &[Cidr], uplinks: &[u32]) -> Result<()> {
+    let switched_before: BTreeSet<String> = switched_uplinks()?.into_values().flatten().collect();
+    let mut switched = Vec::new();
+    let mut off = Vec::new();
+    for index in uplinks {
+        let name = link_name(*index).map_err(|error| failed(&error))?;
+        let is_off = !sysctl::is_on(forwarding(&name)).map_err(|error| failed(&error))?;
+        if is_off || switched_before.contains(&name) {
+            switched.push(name.clone());
+        }
+        if is_off {
+            off.push(name);
+        }
+    }
+    // The table first: nothing may pass unguarded in between.
+    nft::apply(&table(names, network, deny, &switched)).map_err(nft_failed)?;
+    off.iter()
+        .try_for_each(|name| sysctl::write(forwarding(name), "1"))
+        .map_err(|error| failed(&error))
+}
+
+fn remove(names: &Names) -> Result<()> {
+    let mut switched = switched_uplinks()?;
+    let ours = switched.remove(&names.table()).unwrap_or_default();
+    let others: BTreeSet<String> = switched.into_values().flatten().collect();
+    for name in ours.difference(&others) {
+        match sysctl::write(forwarding(name), "0") {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(&error)),
+            // Done, or the link itself is gone.
+            _ => {}
+        }
+    }
+    let table = names.table();
+    nft::apply(&format!("add table inet {table}\ndelete table inet {table}\n")).map_err(nft_failed)
+}
+
+fn link_name(index: u32) -> io::Result<String> {
+    let name = if_indextoname(index)?.to_string_lossy().into_owned();
+    if is_plain(&name) {
+        Ok(name)
+    } else {
+        Err(io::Error::other(format!("the link name {name:?} cannot be used with nft")))
+    }
+}
+
+fn forwarding(link: &str) -> PathBuf {
+    sysctl::of_link("ipv4", link, "forwarding")
+}
+
+/// nft text has no escapes: a link may be called almost anything, and `*` would match others.
+fn is_plain(link: &str) -> bool {
+    link.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b'@' | b':'))
+}
+
+/// For each Atoll table on this host, the uplinks that Atoll switched.
+fn switched_uplinks() -> Result<BTreeMap<String, BTreeSet<String>>> {
+    Ok(parse_uplinks(&nft::list_sets().map_err(nft_failed)?))
+}
+
+fn parse_uplinks(listing: &serde_json::Value) -> BTreeMap<String, BTreeSet<String>> {
+    let sets = listing["nftables"].as_array().into_iter().flatten().map(|entry| &entry["set"]);
+    let mut tables = BTreeMap::new();
+    for set in sets.filter(|set| set["name"] == "uplinks") {
+        let Some(table) = set["table"].as_str().filter(|name| name.starts_with(TABLE_PREFIX))
+        else {
+            continue;
+        };
+        let links = set["elem"].as_array().into_iter().flatten().filter_map(|link| link.as_str());
+        tables.insert(table.to_owned(), links.map(str::to_owned).collect());
+    }
+    tables
+}
+
+/// The whole table, as one transaction that also removes an earlier one.
+fn table(names: &Names, network: Cidr, deny: &[Cidr], uplinks: &[String]) -> String {
+    let table = names.table();
+    let ours = format!("\"{}*\"", names.link_prefix());
+    let groups = format!("{{ {}, {} }}", Group::Online as u32, Group::Offline as u32);
+    let online = Group::Online as u32;
+    let reject = "reject with icmpx admin-prohibited";
+    let mut blocked = String::new();
+    for cidr in BLOCKED.iter().chain([&network]).chain(deny) {
+        let _ = write!(blocked, "{cidr}, ");
+    }
+    let uplinks = match uplinks {
+        [] => String::new(),
+        some => format!("elements = {{ \"{}\" }}", some.join("\", \"")),
+    };
+    format!(
+        r#"add table inet {table}
+delete table inet {table}
+table inet {table} {{
+  set uplinks {{ type ifname; {uplinks} }}
+  set blocked {{ type ipv4_addr; flags interval; auto-merge; elements = {{ {blocked} }} }}
+
+  # A source is real when the route back to it leads to where it came from. Not left to rp_filter,
+  # which distributions loosen as links appear.
+  chain prerouting {{
+    type filter hook prerouting priority raw; policy accept;
+    iifname {ours} meta nfproto ipv6 drop
+    iifname {ours} fib saddr . iif oif missing drop
+  }}
+
+  chain input {{
+    type filter hook input priority filter - 10; policy accept;
+    iifname {ours} {reject}
+  }}
+
+  chain forward {{
+    type filter hook forward priority filter - 10; policy accept;
+    oifname {ours} jump to_sandbox
+    iifname {ours} jump from_sandbox
+    # The host was no router on these links: still let nothing new pass that no one asked for.
+    iifname @uplinks oifgroup != {groups} ct state != {{ established, related }} ct status & dnat == 0 drop
+  }}
+
+  chain from_sandbox {{
+    ct state invalid drop
+    iifgroup != {online} {reject}
+    oifgroup {groups} {reject}
+    ip daddr @blocked {reject}
+    accept
+  }}
+
+  chain to_sandbox {{
+    iifgroup {groups} {reject}
+    oifgroup {online} ct state {{ established, related }} accept
+    drop
+  }}
+
+  chain postrouting {{
+    type nat hook postrouting priority srcnat; policy accept;
+    ip saddr {network} oifname != {ours} masquerade
+  }}
+}}
+"#
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn switched_uplinks_are_read_from_atoll_tables_only() {
+        let listing = serde_json::json!({"nftables": [
+            {"metainfo": {"version": "1.0.6"}},
+            {"set": {"family": "inet", "name": "uplinks", "table": "atoll_00000a", "elem": ["eth0", "wg0"]}},
+            {"set": {"family": "inet", "name": "uplinks", "table": "atoll_00000b"}},
+            {"set": {"family": "inet", "name": "blocked", "table": "atoll_00000a", "elem": ["eth1"]}},
+            {"set": {"family": "inet", "name": "uplinks", "table": "other", "elem": ["eth2"]}},
+        ]});
+        let expected = BTreeMap::from([
+            ("atoll_00000a".to_owned(), BTreeSet::from(["eth0".to_owned(), "wg0".to_owned()])),
+            ("atoll_00000b".to_owned(), BTreeSet::new()),
+        ]);
+        assert_eq!(parse_uplinks(&listing), expected);
+    }
+
+    #[test]
+    fn link_names_cannot_carry_nft_syntax() {
+        assert!(["eth0", "eth0.100", "br-lan", "wg_0", "eth0:1"].into_iter().all(is_plain));
+        assert!(!["eth*", "a\"b", "a;b", "a{b", "é"].into_iter().any(is_plain));
+    }
+}

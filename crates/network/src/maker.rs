@@ -1,0 +1,116 @@
+//! Makes one slot.
+//!
+//! Everything a slot has hangs on its network namespace: dropping the descriptors at any point of
+//! the way undoes what was made so far, the link on the host included.
+
+use std::{
+    io,
+    net::Ipv4Addr,
+    os::fd::AsFd,
+    path::PathBuf,
+    sync::{Arc, atomic::AtomicBool},
+};
+
+use atoll_core::{Error, Result, error::codes};
+use tokio::{runtime, task::spawn_blocking};
+
+use crate::{
+    IDS_PER_SLOT,
+    addresses::Outer,
+    dns,
+    launcher::{self, Namespaces},
+    links::{self, INNER_LINK, Links},
+    names::Names,
+    netns::Worker,
+    nft,
+    slot::Parts,
+    sysctl,
+};
+
+/// What slots are made from.
+pub(crate) struct Maker {
+    pub(crate) names: Names,
+    pub(crate) launcher: PathBuf,
+    /// Host id of slot 0's root.
+    pub(crate) first_uid: u32,
+    pub(crate) outer: Outer,
+    pub(crate) host: Links,
+    pub(crate) upstreams: Arc<dns::Upstreams>,
+    /// Does what may wait for other work on links.
+    pub(crate) setup: Worker,
+    /// Opens sockets for [`crate::Slot::connect`], which must not queue behind that.
+    pub(crate) dialer: Worker,
+}
+
+impl Maker {
+    /// Makes slot `index`.
+    pub(crate) async fn make(&self, index: u32) -> Result<Parts> {
+        self.try_make(index).await.map_err(|error| {
+            let code = match error.kind() {
+                io::ErrorKind::PermissionDenied => codes::PRIVILEGE_MISSING,
+                _ => codes::SLOT_FAILED,
+            };
+            Error::new(code, format!("Network slot {index}: {error}."))
+        })
+    }
+
+    async fn try_make(&self, index: u32) -> io::Result<Parts> {
+        let first_uid = self.first_uid + index * IDS_PER_SLOT;
+        let outer = self.outer.of_slot(index);
+        let Namespaces { user, net } = launcher::make(&self.launcher, first_uid).await?;
+        let net = Arc::new(net);
+        let runtime = runtime::Handle::current();
+        let inside = self.setup.run(&net, move || {
+            // The netlink socket registers with the runtime.
+            let _entered = runtime.enter();
+            prepare_inside(first_uid, outer)?;
+            links::open()
+        });
+        let inside = inside.await?.start();
+
+        let name = self.names.link(index);
+        self.host.add_pair(&name, net.as_fd()).await?;
+        let link = self.host.index(&name).await?;
+        // Before the link is up, or IPv6 would already have an address on it.
+        spawn_blocking(move || prepare_host_link(&name)).await.map_err(io::Error::other)??;
+        self.host.set_up_host(link, outer).await?;
+        inside.set_up_inside().await?;
+
+        let sockets = self.setup.run(&net, dns::open).await?;
+        let online = Arc::new(AtomicBool::new(true));
+        let dns = dns::serve(sockets, Arc::clone(&self.upstreams), Arc::clone(&online))?;
+        Ok(Parts {
+            index,
+            first_uid,
+            user_ns: user,
+            net_ns: net,
+            link,
+            host: self.host.clone(),
+            dialer: self.dialer.clone(),
+            online,
+            switching: tokio::sync::Mutex::new(()),
+            _dns: dns,
+        })
+    }
+}
+
+/// Runs in the new namespace: switches and source NAT.
+fn prepare_inside(first_uid: u32, outer: Ipv4Addr) -> io::Result<()> {
+    // `default` is what eth0 will copy; lo keeps its IPv6, so that ::1 works.
+    sysctl::disable_ipv6("default")?;
+    // A new namespace copies the host's IPv4 switches, which must not show.
+    sysctl::write("/proc/sys/net/ipv4/ip_forward", "0")?;
+    // Ping without privilege. The ids are read in the writer's user namespace: ours.
+    let last = first_uid + (IDS_PER_SLOT - 1);
+    sysctl::write("/proc/sys/net/ipv4/ping_group_range", &format!("{first_uid} {last}"))?;
+    nft::apply(&format!(
+        "table ip atoll {{ chain postrouting {{ type nat hook postrouting priority srcnat; \
+         oifname \"{INNER_LINK}\" snat to {outer}; }}; }}\n"
+    ))
+}
+
+/// Runs on the host.
+fn prepare_host_link(name: &str) -> io::Result<()> {
+    sysctl::disable_ipv6(name)?;
+    sysctl::write(sysctl::of_link("ipv4", name, "forwarding"), "1")
+}
