@@ -1,6 +1,6 @@
 //! Limits and accounting, on cgroup v1, v2 and hosts that mix them.
 //!
-//! Every group of an instance is `atoll-<instance>/<sandbox>` in each hierarchy. Which controller is
+//! Every group of an instance is `atoll-<instance>/<name>` in each hierarchy. Which controller is
 //! where is read from the mount table once; nothing else in Atoll knows of versions.
 
 use std::{
@@ -192,30 +192,27 @@ impl Cgroups {
         &self.hierarchies
     }
 
-    /// A group for one sandbox, with its limits set.
+    /// A group for one sandbox, without limits yet.
     ///
     /// # Errors
     /// `SANDBOX_START_FAILED` when the kernel refuses; nothing is left then.
-    pub fn create(&self, sandbox: &str, limits: Limits) -> Result<Cgroup> {
-        let cgroup = self.group(sandbox);
+    pub fn create(&self, name: &str) -> Result<Cgroup> {
+        let cgroup = self.group(name);
         for directory in &cgroup.directories {
-            make(directory).map_err(|error| cannot("create", directory, &error))?;
-        }
-        match cgroup.limit(limits) {
-            Ok(()) => Ok(cgroup),
-            Err(error) => {
+            if let Err(error) = make(directory) {
                 cgroup.try_remove();
-                Err(Error::new(
+                return Err(Error::new(
                     codes::SANDBOX_START_FAILED,
-                    format!("the sandbox's limits could not be set: {error}."),
-                ))
+                    format!("cannot create the cgroup {}: {error}.", directory.display()),
+                ));
             }
         }
+        Ok(cgroup)
     }
 
-    fn group(&self, sandbox: &str) -> Cgroup {
+    fn group(&self, name: &str) -> Cgroup {
         let place = |controller: &Controller| Controller {
-            directory: controller.directory.join(&self.name).join(sandbox),
+            directory: controller.directory.join(&self.name).join(name),
             unified: controller.unified,
         };
         Cgroup {
@@ -223,21 +220,17 @@ impl Cgroups {
                 .hierarchies
                 .roots()
                 .iter()
-                .map(|root| root.join(&self.name).join(sandbox))
+                .map(|root| root.join(&self.name).join(name))
                 .collect(),
             memory: place(&self.hierarchies.memory),
             pids: place(&self.hierarchies.pids),
             cpu: place(&self.hierarchies.cpu),
             accounting: place(&self.hierarchies.accounting),
-            unified: self
-                .hierarchies
-                .unified
-                .as_ref()
-                .map(|root| root.join(&self.name).join(sandbox)),
+            unified: self.hierarchies.unified.as_ref().map(|root| root.join(&self.name).join(name)),
         }
     }
 
-    /// Every group of this instance that exists, by sandbox name.
+    /// Every group of this instance that exists, by name.
     pub fn existing(&self) -> Vec<(String, Cgroup)> {
         let mut names: Vec<String> = self
             .hierarchies
@@ -295,7 +288,11 @@ impl Cgroup {
         self.directories.iter().map(|directory| directory.join("cgroup.procs")).collect()
     }
 
-    fn limit(&self, limits: Limits) -> io::Result<()> {
+    /// Sets the sandbox's limits.
+    ///
+    /// # Errors
+    /// When the kernel refuses one.
+    pub fn limit(&self, limits: Limits) -> io::Result<()> {
         let quota = u64::from(limits.vcpu.max(1)) * CPU_PERIOD_US;
         let set = |controller: &Controller, file: &str, value: String| {
             fs::write(controller.directory.join(file), value)

@@ -1,25 +1,22 @@
 //! The `container` driver: Linux namespaces, an overlay root, cgroups and seccomp.
 //!
-//! The work is the launcher's (crate `atoll-launcher`): this driver makes the control group, writes
-//! the specification, reads the report and takes hold of the first process.
+//! The work is the launcher's (crate `atoll-launcher`): this driver takes a control group with a
+//! launcher in it, writes the specification, reads the report and takes hold of the first process.
 
 use std::{
     os::fd::AsRawFd,
     path::{Path, PathBuf},
-    process::Stdio,
 };
 
 use async_trait::async_trait;
 use atoll_core::{Error, InstanceId, Result, error::codes};
 use atoll_launcher::RunSpec;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    process::Command,
-};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::{
     Capabilities, Driver, Running, Spec,
-    cgroup::{Cgroup, Cgroups},
+    berths::{Berth, Berths, failed},
+    cgroup::Cgroups,
     process::FirstProcess,
     seccomp,
 };
@@ -36,6 +33,8 @@ pub struct Options {
     pub launcher: PathBuf,
     /// An empty directory that launchers mount on, each in a namespace of its own.
     pub staging: PathBuf,
+    /// Control groups, with a launcher in each, kept ready.
+    pub ready: usize,
 }
 
 /// The driver.
@@ -43,16 +42,17 @@ pub struct Options {
 pub struct Container {
     options: Options,
     cgroups: Cgroups,
+    berths: Berths,
     seccomp: String,
 }
 
 impl Container {
-    /// Prepares the driver.
+    /// Ends what an earlier run of this instance left behind, and is ready.
     ///
     /// # Errors
     /// `HOST_FEATURE_MISSING` when the host lacks control groups, `DATA_DIR_UNUSABLE` when the
     /// staging directory cannot be made.
-    pub fn new(options: Options) -> Result<Self> {
+    pub async fn start(options: Options) -> Result<Self> {
         std::fs::create_dir_all(&options.staging).map_err(|error| {
             Error::new(
                 codes::DATA_DIR_UNUSABLE,
@@ -60,8 +60,10 @@ impl Container {
             )
         })?;
         let cgroups = Cgroups::open(&options.instance)?;
+        clean(&cgroups).await;
+        let berths = Berths::start(cgroups.clone(), options.launcher.clone(), options.ready);
         let seccomp = seccomp::program().iter().map(|byte| format!("{byte:02x}")).collect();
-        Ok(Self { options, cgroups, seccomp })
+        Ok(Self { options, cgroups, berths, seccomp })
     }
 
     /// The instance's control groups.
@@ -69,14 +71,13 @@ impl Container {
         &self.cgroups
     }
 
-    fn run_spec(&self, spec: &Spec<'_>, cgroup: &Cgroup) -> RunSpec {
+    fn run_spec(&self, spec: &Spec<'_>) -> RunSpec {
         let text = |path: &Path| path.to_string_lossy().into_owned();
         let descriptor = |fd: i32| format!("/proc/{}/fd/{fd}", std::process::id());
         RunSpec {
             user_ns: descriptor(spec.slot.user_ns().as_raw_fd()),
             net_ns: descriptor(spec.slot.net_ns().as_raw_fd()),
             first_uid: spec.slot.first_uid(),
-            cgroups: cgroup.join_files().iter().map(|path| text(path)).collect(),
             layers: spec.layers.iter().map(|path| text(path)).collect(),
             disk: text(&spec.disk),
             staging: text(&self.options.staging),
@@ -90,36 +91,22 @@ impl Container {
         }
     }
 
-    async fn launch(&self, spec: &Spec<'_>, cgroup: &Cgroup) -> Result<FirstProcess> {
-        let request = serde_json::to_vec(&self.run_spec(spec, cgroup))
+    async fn launch(&self, spec: &Spec<'_>, berth: Berth) -> Result<Running> {
+        let Berth { cgroup, mut launcher, mut stdin, mut stdout } = berth;
+        let request = serde_json::to_vec(&self.run_spec(spec))
             .map_err(|error| failed(format!("the specification cannot be written: {error}")))?;
-        let mut launcher = Command::new(&self.options.launcher)
-            .arg("run")
-            .env_clear()
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .map_err(|error| failed(format!("the launcher cannot be run: {error}")))?;
-        let (stdin, stdout) = (launcher.stdin.take(), launcher.stdout.take());
-        let (Some(mut stdin), Some(mut stdout)) = (stdin, stdout) else {
-            return Err(failed("the launcher has no pipes".to_owned()));
-        };
+        // A launcher that has ended early has closed the pipe; its report says why.
+        let _ = stdin.write_all(&request).await;
+        drop(stdin);
         let mut report = String::new();
-        let talk = async {
-            // A launcher that ends early closes the pipe; its report says why.
-            let _ = stdin.write_all(&request).await;
-            drop(stdin);
-            stdout.read_to_string(&mut report).await
-        };
-        talk.await
-            .map_err(|error| failed(format!("the launcher's report is unreadable: {error}")))?;
-        launcher
-            .wait()
+        stdout
+            .read_to_string(&mut report)
             .await
-            .map_err(|error| failed(format!("the launcher cannot be waited for: {error}")))?;
+            .map_err(|error| failed(format!("the launcher's report is unreadable: {error}")))?;
+        // Its end takes the kernel a while, for its mounts; nobody has to wait for that here.
+        tokio::spawn(async move { launcher.wait().await });
         match parse_report(&report) {
-            Report::Started(pid) => FirstProcess::open(pid),
+            Report::Started(pid) => Ok(Running { process: FirstProcess::open(pid)?, cgroup }),
             Report::Failed { pid, cause } => {
                 // It is our child, and a zombie until it is waited for.
                 if let Some(process) = pid.and_then(|pid| FirstProcess::open(pid).ok()) {
@@ -132,8 +119,18 @@ impl Container {
     }
 }
 
-fn failed(cause: String) -> Error {
-    Error::new(codes::SANDBOX_START_FAILED, format!("the sandbox did not start: {cause}."))
+/// Ends and removes what an earlier run left behind.
+async fn clean(cgroups: &Cgroups) {
+    let left = cgroups.existing();
+    if !left.is_empty() {
+        tracing::info!(groups = left.len(), "ending what an earlier run left behind");
+    }
+    for (name, cgroup) in left {
+        cgroup.kill();
+        if let Err(cause) = cgroup.remove().await {
+            tracing::warn!(name, %cause, "a leftover cgroup could not be removed");
+        }
+    }
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -165,29 +162,24 @@ impl Driver for Container {
     }
 
     async fn start(&self, spec: Spec<'_>) -> Result<Running> {
-        let cgroup = self.cgroups.create(spec.id.as_str(), spec.limits)?;
-        match self.launch(&spec, &cgroup).await {
-            Ok(process) => Ok(Running { process, cgroup }),
-            Err(error) => {
-                cgroup.kill();
-                if let Err(cause) = cgroup.remove().await {
-                    tracing::warn!(sandbox = %spec.id, %cause, "a failed start left a cgroup");
-                }
-                Err(error)
-            }
-        }
-    }
-
-    async fn clean(&self) -> Result<usize> {
-        let left = self.cgroups.existing();
-        let count = left.len();
-        for (name, cgroup) in left {
+        let berth = self.berths.take().await?;
+        let cgroup = berth.cgroup.clone();
+        let started = match cgroup.limit(spec.limits) {
+            Ok(()) => self.launch(&spec, berth).await,
+            Err(error) => Err(failed(format!("its limits could not be set: {error}"))),
+        };
+        if started.is_err() {
             cgroup.kill();
             if let Err(cause) = cgroup.remove().await {
-                tracing::warn!(sandbox = name, %cause, "a leftover cgroup could not be removed");
+                tracing::warn!(sandbox = %spec.id, %cause, "a failed start left a cgroup");
             }
         }
-        Ok(count)
+        started
+    }
+
+    async fn shutdown(&self) {
+        self.berths.close().await;
+        self.cgroups.remove();
     }
 }
 

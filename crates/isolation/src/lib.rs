@@ -1,10 +1,12 @@
 //! Drivers: how a prepared root, a network slot and limits become a running sandbox.
 //!
 //! - [`Driver`] is what the orchestrator sees; [`container`] is the driver of this release.
+//! - `berths`: control groups with a launcher in each, made ahead of time.
 //! - [`cgroup`]: limits and accounting on cgroup v1, v2 and hosts that mix them.
 //! - [`seccomp`]: the system calls a sandbox may not make.
 //! - [`process`]: a first process, held by a descriptor that no reused pid can confuse.
 
+mod berths;
 pub mod cgroup;
 pub mod container;
 pub mod process;
@@ -76,9 +78,9 @@ pub trait Driver: Send + Sync + 'static {
     fn capabilities(&self) -> Capabilities;
 
     /// Starts a sandbox. Run this to its end: it cleans up after its own failures, but a dropped
-    /// call leaves that to [`Driver::clean`].
+    /// call leaves that to the next start of the driver.
     async fn start(&self, spec: Spec<'_>) -> Result<Running>;
 
-    /// Ends and removes what an earlier run of this instance left behind. Returns how many.
-    async fn clean(&self) -> Result<usize>;
+    /// Gives back what is kept ready. No sandbox may run any more.
+    async fn shutdown(&self);
 }

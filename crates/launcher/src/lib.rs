@@ -5,8 +5,10 @@
 //!
 //! - `atoll-launcher slot UID` makes an empty user and network namespace for the pool, and holds
 //!   it until its standard input closes (`slot.rs`);
-//! - `atoll-launcher run` builds a sandbox's root from a [`RunSpec`] and starts its first process
-//!   (`run.rs`), reporting on standard output: `pid N`, or `error STEP: CAUSE`, a line each.
+//! - `atoll-launcher run CGROUP...` joins control groups, waits for a [`RunSpec`], builds a sandbox's
+//!   root from it and starts its first process (`run.rs`), reporting on standard output: `pid N`, or
+//!   `error STEP: CAUSE`, a line each. Joining a group can take the kernel tens of milliseconds, so
+//!   launchers are started, and have joined, before they are needed.
 //!
 //! The first process is a child of the daemon (`CLONE_PARENT`), not of the launcher, which ends at
 //! once: the daemon can wait for it, and it outlives the daemon.
@@ -25,8 +27,6 @@ pub struct RunSpec {
     pub net_ns: String,
     /// Host id that is root in the user namespace.
     pub first_uid: u32,
-    /// `cgroup.procs` files to join, one per hierarchy.
-    pub cgroups: Vec<String>,
     /// Directories with ids from 0, lowest layer first.
     pub layers: Vec<String>,
     /// Directory that holds `upper` and `work`, with ids from 0.

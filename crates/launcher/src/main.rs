@@ -12,9 +12,9 @@ use std::{io::Write, process::ExitCode};
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let outcome = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["run"] => run::run(),
+        ["run", ..] => run::run(&arguments[1..]),
         ["slot", uid] => slot::hold(uid),
-        _ => Err(sys::Failure::new("usage", "atoll-launcher run | slot UID")),
+        _ => Err(sys::Failure::new("usage", "atoll-launcher run CGROUP... | slot UID")),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -59,8 +59,9 @@ fn overlay(spec: &RunSpec) -> Result<()> {
     let highest_first: Vec<String> =
         (0..spec.layers.len()).rev().map(|index| format!("l{index}")).collect();
     // volatile: a sandbox's disk need not survive the host's crash, so its syncs cost nothing.
+    // xino: layers and disk are different file systems, whose inode numbers must not be mixed up.
     let options = format!(
-        "lowerdir={},upperdir=disk/upper,workdir=disk/work,redirect_dir=on,index=off,volatile",
+        "lowerdir={},upperdir=disk/upper,workdir=disk/work,redirect_dir=on,index=off,xino=on,volatile",
         highest_first.join(":")
     );
     let sets = sys::capabilities().step("read capabilities")?;

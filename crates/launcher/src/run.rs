@@ -24,12 +24,8 @@ use crate::{
 const ENVIRONMENT: [&std::ffi::CStr; 1] =
     [c"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"];
 
-pub(crate) fn run() -> Result<()> {
-    let spec = read_spec()?;
-    let program = decode_hex(&spec.seccomp)?;
-    let user_ns = File::open(&spec.user_ns).step("open the user namespace")?;
-    let net_ns = File::open(&spec.net_ns).step("open the network namespace")?;
-    for cgroup in &spec.cgroups {
+pub(crate) fn run(cgroups: &[String]) -> Result<()> {
+    for cgroup in cgroups {
         // Zero means the writer; the first process inherits its place.
         File::options()
             .write(true)
@@ -37,6 +33,10 @@ pub(crate) fn run() -> Result<()> {
             .and_then(|mut file| file.write_all(b"0"))
             .step(&format!("join {cgroup}"))?;
     }
+    let Some(spec) = read_spec()? else { return Ok(()) };
+    let program = decode_hex(&spec.seccomp)?;
+    let user_ns = File::open(&spec.user_ns).step("open the user namespace")?;
+    let net_ns = File::open(&spec.net_ns).step("open the network namespace")?;
     sys::reset_signals();
     sys::set_limits().step("set limits")?;
     mounts::build(&spec, user_ns.as_fd())?;
@@ -98,10 +98,16 @@ fn become_first(
     Err(Failure::new(format!("start {}", spec.exec.join(" ")), error))
 }
 
-fn read_spec() -> Result<RunSpec> {
+/// The specification; none when the daemon has no use for this launcher and closes its input.
+fn read_spec() -> Result<Option<RunSpec>> {
     let mut text = String::new();
     io::stdin().lock().read_to_string(&mut text).step("read the specification")?;
-    serde_json::from_str(&text).map_err(|error| Failure::new("parse the specification", error))
+    if text.is_empty() {
+        return Ok(None);
+    }
+    serde_json::from_str(&text)
+        .map(Some)
+        .map_err(|error| Failure::new("parse the specification", error))
 }
 
 fn decode_hex(text: &str) -> Result<Vec<u8>> {

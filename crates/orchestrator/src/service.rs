@@ -75,20 +75,13 @@ pub struct Handle {
 }
 
 impl Service {
-    /// Starts the node: removes what an earlier run left behind, then is ready.
-    ///
-    /// # Errors
-    /// Those of the driver.
-    pub async fn start(
+    /// Starts the node.
+    pub fn start(
         options: Options,
         storage: atoll_storage::Handle,
         network: atoll_network::Handle,
         driver: Arc<dyn Driver>,
-    ) -> Result<Self> {
-        let left = driver.clean().await?;
-        if left > 0 {
-            tracing::info!(left, "ended sandboxes that an earlier run left behind");
-        }
+    ) -> Self {
         let inner = Arc::new(Inner {
             options,
             storage,
@@ -100,7 +93,7 @@ impl Service {
         });
         let handle = Handle { inner };
         let overdue = tokio::spawn(end_overdue(handle.clone()));
-        Ok(Self { handle, overdue })
+        Self { handle, overdue }
     }
 
     /// How others call the node.

@@ -1,0 +1,164 @@
+//! Berths: control groups with a launcher already in them, made ahead of time.
+//!
+//! Moving a process into a group waits for a grace period of the kernel, tens of milliseconds on an
+//! otherwise idle machine, and making the directories waits for the same lock. Neither depends on
+//! the sandbox, so both are done before one asks.
+
+use std::{
+    collections::VecDeque,
+    path::PathBuf,
+    process::Stdio,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use atoll_core::{Error, Result, error::codes};
+use tokio::{
+    process::{Child, ChildStdin, ChildStdout, Command},
+    sync::Notify,
+    task::JoinHandle,
+};
+
+use crate::cgroup::{Cgroup, Cgroups};
+
+/// After a failure the next try waits: the cause will not be gone at once.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// A group and the launcher that waits in it.
+#[derive(Debug)]
+pub(crate) struct Berth {
+    pub(crate) cgroup: Cgroup,
+    pub(crate) launcher: Child,
+    pub(crate) stdin: ChildStdin,
+    pub(crate) stdout: ChildStdout,
+}
+
+impl Berth {
+    /// Ends the launcher and removes the group.
+    pub(crate) async fn discard(self) {
+        let Self { cgroup, mut launcher, stdin, stdout } = self;
+        drop((stdin, stdout));
+        cgroup.kill();
+        if let Err(cause) = launcher.wait().await {
+            tracing::warn!(%cause, "a launcher could not be waited for");
+        }
+        if let Err(cause) = cgroup.remove().await {
+            tracing::warn!(%cause, "a cgroup could not be removed");
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Shared {
+    cgroups: Cgroups,
+    launcher: PathBuf,
+    next: AtomicU64,
+    ready: Mutex<VecDeque<Berth>>,
+    wanted: Notify,
+}
+
+/// The pool.
+#[derive(Debug)]
+pub(crate) struct Berths {
+    shared: Arc<Shared>,
+    refill: JoinHandle<()>,
+}
+
+impl Berths {
+    /// Begins to fill a pool of `target` berths.
+    pub(crate) fn start(cgroups: Cgroups, launcher: PathBuf, target: usize) -> Self {
+        let shared = Arc::new(Shared {
+            cgroups,
+            launcher,
+            next: AtomicU64::new(0),
+            ready: Mutex::default(),
+            wanted: Notify::new(),
+        });
+        let refill = tokio::spawn(refill(shared.clone(), target));
+        Self { shared, refill }
+    }
+
+    /// A berth from the pool, or a new one when the pool is empty.
+    ///
+    /// # Errors
+    /// `SANDBOX_START_FAILED` when one cannot be made.
+    pub(crate) async fn take(&self) -> Result<Berth> {
+        let ready = self.shared.ready().pop_front();
+        self.shared.wanted.notify_one();
+        match ready {
+            Some(berth) => Ok(berth),
+            None => self.shared.make().await,
+        }
+    }
+
+    /// Ends the pool.
+    pub(crate) async fn close(&self) {
+        self.refill.abort();
+        let ready: Vec<Berth> = self.shared.ready().drain(..).collect();
+        futures::future::join_all(ready.into_iter().map(Berth::discard)).await;
+    }
+}
+
+async fn refill(shared: Arc<Shared>, target: usize) {
+    loop {
+        while shared.ready().len() < target {
+            match shared.make().await {
+                Ok(berth) => shared.ready().push_back(berth),
+                Err(error) => {
+                    tracing::warn!(%error, "a berth could not be made");
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        }
+        shared.wanted.notified().await;
+    }
+}
+
+impl Shared {
+    fn ready(&self) -> MutexGuard<'_, VecDeque<Berth>> {
+        self.ready.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn make(&self) -> Result<Berth> {
+        let name = format!("b{}", self.next.fetch_add(1, Ordering::Relaxed));
+        let cgroups = self.cgroups.clone();
+        // The kernel may hold the directories' lock for long: not on a thread that serves others.
+        let made = tokio::task::spawn_blocking(move || cgroups.create(&name)).await;
+        let cgroup =
+            made.map_err(|error| failed(format!("the cgroup was not made: {error}")))??;
+        match self.spawn(&cgroup) {
+            Ok((launcher, stdin, stdout)) => Ok(Berth { cgroup, launcher, stdin, stdout }),
+            Err(error) => {
+                if let Err(cause) = cgroup.remove().await {
+                    tracing::warn!(%cause, "a failed start left a cgroup");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn spawn(&self, cgroup: &Cgroup) -> Result<(Child, ChildStdin, ChildStdout)> {
+        let mut launcher = Command::new(&self.launcher)
+            .arg("run")
+            .args(cgroup.join_files())
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|error| failed(format!("the launcher cannot be run: {error}")))?;
+        match (launcher.stdin.take(), launcher.stdout.take()) {
+            (Some(stdin), Some(stdout)) => Ok((launcher, stdin, stdout)),
+            _ => Err(failed("the launcher has no pipes".to_owned())),
+        }
+    }
+}
+
+pub(crate) fn failed(cause: String) -> Error {
+    Error::new(codes::SANDBOX_START_FAILED, format!("the sandbox did not start: {cause}."))
+}
