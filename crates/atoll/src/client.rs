@@ -1,0 +1,400 @@
+//! A small client of the public API and of envd, for the command line and the self-check. It does
+//! what an SDK does, over the same sockets.
+
+use std::{collections::BTreeMap, env};
+
+use atoll_core::{Error, Result, error::codes};
+use atoll_wire::{
+    guest::ENVD_PORT,
+    rest,
+    rpc::process::{
+        __buffa::{
+            oneof::{
+                process_event::Event, process_event::data_event::Output, process_input::Input,
+                process_selector::Selector,
+            },
+            view::StartResponseView,
+        },
+        CloseStdinRequest, ProcessClient, ProcessConfig, ProcessInput, ProcessSelector,
+        SendInputRequest, SendSignalRequest, Signal, StartRequest, StartResponse,
+    },
+};
+use bytes::Bytes;
+use connectrpc::{
+    ConnectError,
+    client::{ClientConfig, HttpClient, ServerStream},
+};
+use reqwest::{Method, StatusCode};
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::up::environment::Environment;
+
+/// A client of one deployment.
+#[derive(Clone)]
+pub(crate) struct Client {
+    http: reqwest::Client,
+    guests: HttpClient,
+    api_url: String,
+    sandbox_url: String,
+    api_key: String,
+}
+
+/// What a create asks for.
+#[derive(Clone, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Create {
+    #[serde(rename = "templateID")]
+    pub(crate) template: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) timeout: Option<u32>,
+    pub(crate) metadata: BTreeMap<String, String>,
+    pub(crate) env_vars: BTreeMap<String, String>,
+    #[serde(rename = "allow_internet_access", skip_serializing_if = "Option::is_none")]
+    pub(crate) allow_internet_access: Option<bool>,
+}
+
+/// A command to run.
+#[derive(Clone, Default)]
+pub(crate) struct Exec {
+    pub(crate) program: String,
+    pub(crate) arguments: Vec<String>,
+    pub(crate) directory: Option<String>,
+    pub(crate) variables: BTreeMap<String, String>,
+    pub(crate) user: Option<String>,
+    pub(crate) stdin: bool,
+}
+
+impl Exec {
+    /// `command` as a shell reads it.
+    pub(crate) fn shell(command: &str) -> Self {
+        Self {
+            program: "/bin/bash".to_owned(),
+            arguments: ["-l", "-c", command].map(str::to_owned).to_vec(),
+            ..Self::default()
+        }
+    }
+}
+
+/// What a command says and how it ends.
+#[derive(Debug)]
+pub(crate) enum ExecEvent {
+    Stdout(Bytes),
+    Stderr(Bytes),
+    /// Exit code; -1 when a signal ended it, whose name is the text then.
+    Ended {
+        code: i32,
+        error: Option<String>,
+    },
+}
+
+fn failed(what: &str, cause: impl std::fmt::Display) -> Error {
+    Error::new(codes::GUEST_UNREACHABLE, format!("{what}: {cause}."))
+        .with_fix("Check that Atoll runs and that the sandbox has not ended.")
+}
+
+impl Client {
+    /// The deployment that `atoll up` reports as its own.
+    pub(crate) fn of(environment: &Environment) -> Self {
+        Self::new(&environment.api_url, &environment.sandbox_url, &environment.api_key)
+    }
+
+    /// The deployment that the SDKs' variables name, by default the local one.
+    ///
+    /// # Errors
+    /// `UNAUTHENTICATED` without a key.
+    pub(crate) fn from_variables() -> Result<Self> {
+        let or = |name: &str, default: &str| env::var(name).unwrap_or_else(|_| default.to_owned());
+        let key = env::var("E2B_API_KEY").map_err(|_| {
+            Error::new(codes::UNAUTHENTICATED, "E2B_API_KEY is not set.")
+                .with_fix("Source the file that `atoll up` names: `. <data-dir>/env`.")
+        })?;
+        Ok(Self::new(
+            &or("E2B_API_URL", "http://127.0.0.1:3000"),
+            &or("E2B_SANDBOX_URL", "http://127.0.0.1:3002"),
+            &key,
+        ))
+    }
+
+    fn new(api_url: &str, sandbox_url: &str, api_key: &str) -> Self {
+        Self {
+            http: reqwest::Client::new(),
+            guests: HttpClient::plaintext(),
+            api_url: api_url.trim_end_matches('/').to_owned(),
+            sandbox_url: sandbox_url.trim_end_matches('/').to_owned(),
+            api_key: api_key.to_owned(),
+        }
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&impl Serialize>,
+    ) -> Result<reqwest::Response> {
+        let mut request = self
+            .http
+            .request(method, format!("{}{path}", self.api_url))
+            .header("X-API-Key", &self.api_key);
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let response = request.send().await.map_err(|error| {
+            Error::new(
+                codes::NODE_UNAVAILABLE,
+                format!("the API at {} does not answer: {}.", self.api_url, root_cause(&error)),
+            )
+            .with_fix("Start it with `atoll up`, or set E2B_API_URL.")
+        })?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        let status = response.status();
+        let error: rest::Error = response
+            .json()
+            .await
+            .map_err(|_| Error::new(codes::INTERNAL, format!("the API answered {status}.")))?;
+        let code = error
+            .error_code
+            .as_deref()
+            .and_then(|code| codes::find(code.strip_prefix("ATL-")?.parse().ok()?))
+            .unwrap_or(match status {
+                StatusCode::NOT_FOUND => codes::NOT_FOUND,
+                StatusCode::UNAUTHORIZED => codes::UNAUTHENTICATED,
+                _ => codes::INVALID_REQUEST,
+            });
+        // The API's messages say what to do themselves.
+        Err(Error::new(code, error.message).with_fix(""))
+    }
+
+    async fn parse<T: DeserializeOwned>(response: reqwest::Response) -> Result<T> {
+        response.json().await.map_err(|error| {
+            Error::new(codes::INTERNAL, format!("the API's answer is not understood: {error}."))
+        })
+    }
+
+    pub(crate) async fn create(&self, create: &Create) -> Result<rest::Sandbox> {
+        Self::parse(self.send(Method::POST, "/v2/sandboxes", Some(create)).await?).await
+    }
+
+    /// Everything needed to talk to a sandbox that runs; its deadline moves only if it is sooner
+    /// than `timeout` seconds.
+    pub(crate) async fn connect(&self, id: &str, timeout: u32) -> Result<rest::Sandbox> {
+        let body = BTreeMap::from([("timeout", timeout)]);
+        let path = format!("/v2/sandboxes/{id}/connect");
+        Self::parse(self.send(Method::POST, &path, Some(&body)).await?).await
+    }
+
+    pub(crate) async fn kill(&self, id: &str) -> Result<()> {
+        let none = None::<&()>;
+        self.send(Method::DELETE, &format!("/sandboxes/{id}"), none).await.map(drop)
+    }
+
+    pub(crate) async fn info(&self, id: &str) -> Result<rest::SandboxDetail> {
+        let none = None::<&()>;
+        Self::parse(self.send(Method::GET, &format!("/sandboxes/{id}"), none).await?).await
+    }
+
+    /// A sandbox's resource use, oldest sample first.
+    pub(crate) async fn metrics(&self, id: &str) -> Result<Vec<rest::SandboxMetric>> {
+        let path = format!("/sandboxes/{id}/metrics");
+        Self::parse(self.send(Method::GET, &path, None::<&()>).await?).await
+    }
+
+    /// All of the team's sandboxes.
+    pub(crate) async fn list(&self) -> Result<Vec<rest::ListedSandbox>> {
+        let mut all = Vec::new();
+        let mut cursor = String::new();
+        loop {
+            let path = format!("/v2/sandboxes?limit=100{cursor}");
+            let response = self.send(Method::GET, &path, None::<&()>).await?;
+            let next = response
+                .headers()
+                .get("x-next-token")
+                .and_then(|value| value.to_str().ok())
+                .map(str::to_owned);
+            all.extend(Self::parse::<Vec<rest::ListedSandbox>>(response).await?);
+            match next {
+                Some(token) => cursor = format!("&nextToken={token}"),
+                None => return Ok(all),
+            }
+        }
+    }
+
+    fn process_client(&self, sandbox: &rest::Sandbox) -> Result<ProcessClient<HttpClient>> {
+        let uri = self.sandbox_url.parse().map_err(|error| {
+            Error::new(codes::BAD_OPTION, format!("{:?} is no URL: {error}.", self.sandbox_url))
+        })?;
+        let mut config = ClientConfig::new(uri)
+            .with_default_header("e2b-sandbox-id", sandbox.sandbox_id.as_str())
+            .with_default_header("e2b-sandbox-port", ENVD_PORT.to_string().as_str());
+        if let Some(token) = &sandbox.envd_access_token {
+            config = config.with_default_header("x-access-token", token.as_str());
+        }
+        Ok(ProcessClient::new(self.guests.clone(), config))
+    }
+
+    /// Starts a command; it has started when this returns.
+    pub(crate) async fn exec(&self, sandbox: &rest::Sandbox, exec: Exec) -> Result<Running> {
+        let mut client = self.process_client(sandbox)?;
+        if let Some(user) = &exec.user {
+            let credentials = base64::Engine::encode(
+                &base64::engine::general_purpose::STANDARD,
+                format!("{user}:"),
+            );
+            let config = client.config().clone();
+            *client.config_mut() = config
+                .with_default_header("authorization", format!("Basic {credentials}").as_str());
+        }
+        let process = ProcessConfig {
+            cmd: exec.program,
+            args: exec.arguments,
+            envs: exec.variables.into_iter().collect(),
+            cwd: exec.directory,
+            ..ProcessConfig::default()
+        };
+        let request = StartRequest {
+            process: process.into(),
+            stdin: Some(exec.stdin),
+            ..StartRequest::default()
+        };
+        let mut stream = client.start(request).await.map_err(|error| not_started(&error))?;
+        match next(&mut stream).await? {
+            Some(Event::Start(start)) => Ok(Running { client, stream, pid: start.pid }),
+            other => Err(failed("the command did not start", format!("{other:?}"))),
+        }
+    }
+
+    /// Runs a command to its end and returns its exit code and standard output.
+    pub(crate) async fn run(
+        &self,
+        sandbox: &rest::Sandbox,
+        command: &str,
+    ) -> Result<(i32, String)> {
+        let mut running = self.exec(sandbox, Exec::shell(command)).await?;
+        let mut output = Vec::new();
+        loop {
+            match running.next().await? {
+                ExecEvent::Stdout(bytes) => output.extend_from_slice(&bytes),
+                ExecEvent::Stderr(_) => {}
+                ExecEvent::Ended { code, .. } => {
+                    return Ok((code, String::from_utf8_lossy(&output).into_owned()));
+                }
+            }
+        }
+    }
+}
+
+fn not_started(error: &ConnectError) -> Error {
+    failed("the command could not be started", error)
+}
+
+/// The innermost cause: the outer ones repeat the URL.
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    cause.to_string()
+}
+
+type Body = <HttpClient as connectrpc::client::ClientTransport>::ResponseBody;
+type Stream = ServerStream<Body, StartResponseView<'static>>;
+
+async fn next(stream: &mut Stream) -> Result<Option<Event>> {
+    let message = stream
+        .message::<StartResponse>()
+        .await
+        .map_err(|error| failed("the connection to the command was lost", error))?;
+    Ok(message.and_then(|message| message.to_owned_message().event.into_option()?.event))
+}
+
+/// A command that runs.
+pub(crate) struct Running {
+    client: ProcessClient<HttpClient>,
+    stream: Stream,
+    pid: u32,
+}
+
+impl Running {
+    /// The next thing it does. Not to be called again after its end.
+    ///
+    /// # Errors
+    /// `GUEST_UNREACHABLE` when the sandbox ends or the connection breaks.
+    pub(crate) async fn next(&mut self) -> Result<ExecEvent> {
+        loop {
+            match next(&mut self.stream).await? {
+                Some(Event::Data(data)) => match data.output {
+                    Some(Output::Stdout(bytes) | Output::Pty(bytes)) => {
+                        return Ok(ExecEvent::Stdout(bytes.into()));
+                    }
+                    Some(Output::Stderr(bytes)) => return Ok(ExecEvent::Stderr(bytes.into())),
+                    None => {}
+                },
+                Some(Event::End(end)) => {
+                    return Ok(ExecEvent::Ended { code: end.exit_code, error: end.error.clone() });
+                }
+                Some(Event::Start(_) | Event::Keepalive(_)) => {}
+                None => return Err(failed("the command ended without saying how", "no end event")),
+            }
+        }
+    }
+
+    /// Input for it, from another task.
+    pub(crate) fn input(&self) -> CommandInput {
+        CommandInput { client: self.client.clone(), pid: self.pid }
+    }
+}
+
+/// The way to a command's standard input and signals.
+pub(crate) struct CommandInput {
+    client: ProcessClient<HttpClient>,
+    pid: u32,
+}
+
+impl CommandInput {
+    fn selector(&self) -> ProcessSelector {
+        ProcessSelector { selector: Some(Selector::Pid(self.pid)), ..ProcessSelector::default() }
+    }
+
+    /// Writes to its standard input.
+    ///
+    /// # Errors
+    /// When it has ended or closed its input.
+    pub(crate) async fn write(&self, bytes: Vec<u8>) -> Result<()> {
+        let input =
+            ProcessInput { input: Some(Input::Stdin(bytes.into())), ..ProcessInput::default() };
+        let request = SendInputRequest {
+            process: self.selector().into(),
+            input: input.into(),
+            ..SendInputRequest::default()
+        };
+        let sent = self.client.send_input(request).await;
+        sent.map(drop).map_err(|error| failed("input was not taken", error))
+    }
+
+    /// Closes its standard input.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub(crate) async fn close(&self) -> Result<()> {
+        let request =
+            CloseStdinRequest { process: self.selector().into(), ..CloseStdinRequest::default() };
+        let closed = self.client.close_stdin(request).await;
+        closed.map(drop).map_err(|error| failed("the input was not closed", error))
+    }
+
+    /// Asks it to end, or ends it.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub(crate) async fn signal(&self, force: bool) -> Result<()> {
+        let signal = if force { Signal::SIGNAL_SIGKILL } else { Signal::SIGNAL_SIGTERM };
+        let request = SendSignalRequest {
+            process: self.selector().into(),
+            signal: signal.into(),
+            ..SendSignalRequest::default()
+        };
+        let sent = self.client.send_signal(request).await;
+        sent.map(drop).map_err(|error| failed("the signal was not sent", error))
+    }
+}

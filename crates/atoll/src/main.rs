@@ -1,0 +1,72 @@
+//! `atoll`: the command line, and the wiring of all other crates into running services.
+//!
+//! - [`up`]: everything in one process, on one machine.
+//! - [`doctor`]: what this host offers and what is missing.
+//! - [`explain`]: the page of an error code.
+//! - [`sandbox`]: sandboxes from the shell, through the public API only.
+//! - [`bench`]: how fast it is here.
+//! - [`helpers`]: the programs that this binary carries.
+
+mod bench;
+mod client;
+mod doctor;
+mod explain;
+mod helpers;
+mod sandbox;
+mod terminal;
+mod up;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// A self-hosted sandbox cloud for AI agents, compatible with E2B's SDKs.
+#[derive(Parser)]
+#[command(name = "atoll", version, about, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the whole cloud on this machine.
+    Up(up::Arguments),
+    /// Check what this host offers and what Atoll needs.
+    Doctor(doctor::Arguments),
+    /// Print the page of an error code, such as ATL-1001.
+    Explain(explain::Arguments),
+    /// Create, list and use sandboxes.
+    #[command(subcommand)]
+    Sandbox(sandbox::Command),
+    /// Measure this deployment.
+    Bench(bench::Arguments),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    terminal::start_logging();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            terminal::fail(&format!("cannot start the runtime: {error}"));
+            return ExitCode::FAILURE;
+        }
+    };
+    let outcome = runtime.block_on(async {
+        match arguments.command {
+            Command::Up(arguments) => up::run(arguments).await,
+            Command::Doctor(arguments) => doctor::run(arguments).await,
+            Command::Explain(arguments) => explain::run(&arguments),
+            Command::Sandbox(command) => sandbox::run(command).await,
+            Command::Bench(arguments) => bench::run(arguments).await,
+        }
+    });
+    match outcome {
+        Ok(code) => code,
+        Err(error) => {
+            terminal::fail(&error.to_string());
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! `atoll up`: the whole cloud in one process on one machine.
+//!
+//! It starts the same services as a cluster does (see [`stack`]), checks that they work by using
+//! them as a client would, says how to use them, and stops them in order when asked to.
+
+pub(crate) mod claim;
+pub(crate) mod data_dir;
+pub(crate) mod environment;
+pub(crate) mod keys;
+pub(crate) mod ports;
+mod self_check;
+mod stack;
+
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use atoll_core::{Error, Result, error::codes};
+use atoll_network::Cidr;
+use atoll_template::CaBundle;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::terminal;
+use data_dir::DataDir;
+use environment::Environment;
+use keys::Keys;
+use ports::{Listeners, Ports};
+use stack::Stack;
+
+/// Stopping takes a moment even with hundreds of sandboxes; longer means something hangs.
+const STOP_LIMIT: Duration = Duration::from_secs(20);
+
+/// Options of `atoll up`.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Where everything is kept.
+    #[arg(long, default_value = "/var/lib/atoll", env = "ATOLL_DATA_DIR")]
+    data_dir: PathBuf,
+    /// Address the API and the client proxy listen on.
+    #[arg(long, default_value = "127.0.0.1")]
+    listen: IpAddr,
+    #[command(flatten)]
+    ports: Ports,
+    /// Certificates that sandboxes trust beyond their distribution's: none, host, or a PEM file.
+    #[arg(long, default_value = "none", value_name = "none|host|FILE")]
+    ca_bundle: String,
+    /// Make keys of this deployment's own instead of the published development keys.
+    #[arg(long)]
+    fresh_keys: bool,
+    /// Addresses for sandboxes' links, such as 10.100.0.0/16 [default: a free block of 10.0.0.0/8].
+    #[arg(long)]
+    sandbox_network: Option<Cidr>,
+    /// Destinations that sandboxes may not reach, beyond private and local ones.
+    #[arg(long, value_name = "CIDR")]
+    deny_network: Vec<Cidr>,
+    /// Domain of sandbox addresses in answers.
+    #[arg(long, value_name = "DOMAIN[:PORT]")]
+    domain: Option<String>,
+    /// Size of a new disk pool, GiB [default: half of what is free].
+    #[arg(long, value_name = "GIB")]
+    pool_gib: Option<u64>,
+    /// Network slots and disks kept ready.
+    #[arg(long, default_value_t = 16)]
+    ready: usize,
+    /// Token for admin endpoints, sent as X-Admin-Token.
+    #[arg(long, env = "ATOLL_ADMIN_TOKEN", hide_env_values = true)]
+    admin_token: Option<String>,
+}
+
+pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
+    let started = Instant::now();
+    // Registered first: a signal during start-up must clean up too.
+    let mut stop = StopSignals::register()?;
+    require_root()?;
+    let directory = DataDir::open(&arguments.data_dir)?;
+    let keys = Keys::load(&directory, arguments.fresh_keys)?;
+    refuse_open_development_keys(&arguments, &keys);
+    let listeners = Listeners::bind(arguments.listen, &arguments.ports).await?;
+    let environment = Environment::new(&arguments, &keys);
+    environment.forget(&directory);
+
+    let mut stack = Stack::default();
+    let outcome = tokio::select! {
+        outcome = async {
+            stack.start(&arguments, &directory, &keys, &environment, listeners).await?;
+            let times = self_check::run(&environment).await?;
+            environment.write(&directory)?;
+            announce(&directory, &environment, &stack, &times, started.elapsed());
+            std::future::pending().await
+        } => outcome,
+        () = stop.wait() => Ok(ExitCode::SUCCESS),
+    };
+    environment.forget(&directory);
+    if outcome.is_ok() {
+        terminal::say("Stopping; running sandboxes end.");
+    }
+    // A second Ctrl-C is for those who cannot wait.
+    tokio::select! {
+        () = stack.shutdown() => outcome,
+        () = tokio::time::sleep(STOP_LIMIT) => Err(unfinished("stopping took too long.")),
+        () = stop.wait() => Err(unfinished("stopped without cleaning up.")),
+    }
+}
+
+fn unfinished(what: &str) -> Error {
+    Error::new(codes::INTERNAL, what)
+        .with_fix("Start again on the same data directory: it removes what was left.")
+}
+
+fn require_root() -> Result<()> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    Err(Error::new(
+        codes::PRIVILEGE_MISSING,
+        "Atoll must run as root to make namespaces, mounts and firewall rules.",
+    )
+    .with_fix("Run it with sudo; what runs inside sandboxes has no privilege on this host."))
+}
+
+fn refuse_open_development_keys(arguments: &Arguments, keys: &Keys) {
+    if !arguments.listen.is_loopback() && keys.are_development() {
+        terminal::say(
+            "The development keys are published, so they are refused from other machines. \
+             Start with --fresh-keys to use this deployment from elsewhere.",
+        );
+    }
+}
+
+fn ca_bundle(choice: &str) -> CaBundle {
+    match choice {
+        "none" => CaBundle::None,
+        "host" => CaBundle::Host,
+        file => CaBundle::File(PathBuf::from(file)),
+    }
+}
+
+fn announce(
+    directory: &DataDir,
+    environment: &Environment,
+    stack: &Stack,
+    times: &self_check::Times,
+    elapsed: Duration,
+) {
+    let env_file = display_path(&directory.join(environment::FILE));
+    let keys = if environment.development {
+        "development keys: published, accepted from this machine only"
+    } else {
+        "keys of this deployment's own"
+    };
+    terminal::say(&format!(
+        "
+Atoll is ready ({:.1} s).
+
+  API            {}
+  Sandboxes      {}
+  Isolation      {}
+  Network        the internet, and nothing else: not this host, not private networks
+  Keys           {keys}
+  Self-check     created in {} ms, first command after {} ms, ended in {} ms
+
+In another shell:
+
+  . {env_file}
+  python3 -c 'from e2b import Sandbox; print(Sandbox.create().commands.run(\"uname -a\").stdout)'
+
+Ctrl-C stops Atoll and ends its sandboxes.",
+        elapsed.as_secs_f64(),
+        environment.api_url,
+        environment.sandbox_url,
+        stack.isolation(),
+        times.create.as_millis(),
+        times.first_command.as_millis(),
+        times.kill.as_millis(),
+    ));
+}
+
+/// As short as a shell in this directory needs it.
+fn display_path(path: &Path) -> String {
+    let here = std::env::current_dir().unwrap_or_default();
+    path.strip_prefix(&here)
+        .map_or_else(|_| path.display().to_string(), |short| format!("./{}", short.display()))
+}
+
+/// Ctrl-C and SIGTERM.
+struct StopSignals {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+}
+
+impl StopSignals {
+    fn register() -> Result<Self> {
+        let on = |kind| {
+            signal(kind).map_err(|error| {
+                Error::new(codes::INTERNAL, format!("cannot wait for signals: {error}."))
+            })
+        };
+        Ok(Self {
+            interrupt: on(SignalKind::interrupt())?,
+            terminate: on(SignalKind::terminate())?,
+        })
+    }
+
+    async fn wait(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}

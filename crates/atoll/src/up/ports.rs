@@ -1,0 +1,131 @@
+//! The ports, all bound before anything else starts: a port in use is said at once, not after
+//! minutes.
+
+use std::{
+    fs, io,
+    net::{IpAddr, SocketAddr},
+};
+
+use atoll_core::{Error, Result, error::codes};
+use tokio::net::TcpListener;
+
+/// Port numbers, as E2B's operators know them.
+#[derive(clap::Args, Clone, Debug)]
+pub(crate) struct Ports {
+    /// REST API.
+    #[arg(long, default_value_t = 3000)]
+    pub(crate) api_port: u16,
+    /// Client proxy: traffic to sandboxes.
+    #[arg(long, default_value_t = 3002)]
+    pub(crate) proxy_port: u16,
+    /// Health of the client proxy.
+    #[arg(long, default_value_t = 3003)]
+    pub(crate) proxy_health_port: u16,
+    /// Node RPC.
+    #[arg(long, default_value_t = 5008)]
+    pub(crate) rpc_port: u16,
+    /// Node proxy.
+    #[arg(long, default_value_t = 5007)]
+    pub(crate) node_proxy_port: u16,
+}
+
+/// Bound listeners, one a service.
+pub(crate) struct Listeners {
+    pub(crate) api: TcpListener,
+    pub(crate) proxy: TcpListener,
+    pub(crate) proxy_health: TcpListener,
+    pub(crate) rpc: TcpListener,
+    pub(crate) node_proxy: TcpListener,
+}
+
+impl Listeners {
+    /// Binds all of them. What only other parts of Atoll call stays on loopback whatever `address`.
+    ///
+    /// # Errors
+    /// `PORT_IN_USE`, naming the port, what it is for and, where it can be seen, who has it.
+    pub(crate) async fn bind(address: IpAddr, ports: &Ports) -> Result<Self> {
+        let loopback = IpAddr::from([127, 0, 0, 1]);
+        Ok(Self {
+            api: bind(address, ports.api_port, "the API", "--api-port").await?,
+            proxy: bind(address, ports.proxy_port, "the client proxy", "--proxy-port").await?,
+            proxy_health: bind(
+                address,
+                ports.proxy_health_port,
+                "the client proxy's health",
+                "--proxy-health-port",
+            )
+            .await?,
+            rpc: bind(loopback, ports.rpc_port, "the node's RPC", "--rpc-port").await?,
+            node_proxy: bind(
+                loopback,
+                ports.node_proxy_port,
+                "the node proxy",
+                "--node-proxy-port",
+            )
+            .await?,
+        })
+    }
+}
+
+async fn bind(address: IpAddr, port: u16, purpose: &str, option: &str) -> Result<TcpListener> {
+    let address = SocketAddr::new(address, port);
+    TcpListener::bind(address).await.map_err(|error| match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            let holder = holder_of(port).map(|name| format!(" by {name}")).unwrap_or_default();
+            Error::new(
+                codes::PORT_IN_USE,
+                format!("port {port}, for {purpose}, is in use{holder}."),
+            )
+            .with_fix(format!("Stop what listens there, or choose another port with {option}."))
+        }
+        _ => Error::new(codes::BAD_OPTION, format!("cannot listen on {address}: {error}."))
+            .with_fix("Give an address of this host with --listen."),
+    })
+}
+
+/// The process that listens on a TCP port, as `name (pid N)`.
+fn holder_of(port: u16) -> Option<String> {
+    let inode = ["/proc/net/tcp", "/proc/net/tcp6"].iter().find_map(|table| {
+        fs::read_to_string(table).ok()?.lines().find_map(|line| listening_inode(line, port))
+    })?;
+    let wanted = format!("socket:[{inode}]");
+    for process in fs::read_dir("/proc").ok()?.flatten() {
+        let Ok(descriptors) = fs::read_dir(process.path().join("fd")) else { continue };
+        let holds = descriptors.flatten().any(|descriptor| {
+            fs::read_link(descriptor.path()).is_ok_and(|link| link.to_string_lossy() == wanted)
+        });
+        if holds {
+            let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+            return Some(format!(
+                "{} (pid {})",
+                name.trim(),
+                process.file_name().to_string_lossy()
+            ));
+        }
+    }
+    None
+}
+
+fn listening_inode(line: &str, port: u16) -> Option<u64> {
+    const LISTEN: &str = "0A";
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let local = fields.get(1)?.rsplit_once(':')?.1;
+    let listens = u16::from_str_radix(local, 16).ok()? == port && *fields.get(3)? == LISTEN;
+    listens.then(|| fields.get(9)?.parse().ok()).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_port_in_use_is_named_with_its_holder() {
+        let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let error = bind([127, 0, 0, 1].into(), port, "the API", "--api-port").await.unwrap_err();
+        assert_eq!(error.code, codes::PORT_IN_USE);
+        assert!(error.message.contains(&format!("port {port}, for the API, is in use by ")));
+        assert!(error.message.contains(&format!("(pid {})", std::process::id())), "{error}");
+        assert!(error.fix.contains("--api-port"));
+    }
+}

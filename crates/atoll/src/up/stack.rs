@@ -1,0 +1,265 @@
+//! The services of one machine, wired together.
+//!
+//! Each is started with handles of those it stands on, and stopped in the opposite order:
+//!
+//! ```text
+//! storage ─┬─ template ──┐
+//!          │             ├─ orchestrator ─┬─ node RPC, node proxy
+//! network ─┴─ isolation ─┘                ├─ API ── database, catalogue
+//!                                         └─ client proxy
+//! ```
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use atoll_core::{Result, SandboxId};
+use atoll_isolation::{
+    Driver,
+    container::{self, Container},
+};
+use atoll_orchestrator::rpc;
+use atoll_proxy::{Directory, Location, Sandboxes};
+use atoll_state::{Database, MemoryCatalogue, SqliteDatabase, database::NewBuild, model::Build};
+use atoll_storage::BuildManifest;
+use tokio::task::JoinHandle;
+use uuid::Uuid;
+
+use super::{
+    Arguments, ca_bundle, claim, claim::Claim, data_dir::DataDir, environment::Environment,
+    keys::Keys, ports::Listeners,
+};
+use crate::{helpers, terminal::Progress};
+
+const GIB: u64 = 1024 * 1024 * 1024;
+/// Bound on the processes of one sandbox: thousands run, a fork bomb does not hurt the host.
+const MAX_PROCESSES: u32 = 8192;
+/// How long answers under way may take when stopping; streams to sandboxes are cut.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// Running services. Fields are filled in as things start, so that whatever has started can be
+/// stopped when something after it fails.
+#[derive(Default)]
+pub(crate) struct Stack {
+    claim: Option<Claim>,
+    storage: Option<atoll_storage::Service>,
+    network: Option<atoll_network::Service>,
+    driver: Option<Arc<Container>>,
+    database: Option<Arc<SqliteDatabase>>,
+    orchestrator: Option<atoll_orchestrator::Service>,
+    rpc: Option<rpc::Service>,
+    node_proxy: Option<Proxy>,
+    client_proxy: Option<Proxy>,
+    api: Option<atoll_api::Service>,
+}
+
+/// A proxy and the task that serves it.
+struct Proxy {
+    handle: atoll_proxy::Handle,
+    task: JoinHandle<()>,
+}
+
+impl Proxy {
+    async fn shutdown(self) {
+        self.handle.shutdown();
+        if let Err(error) = self.task.await {
+            tracing::error!(%error, "a proxy failed");
+        }
+    }
+}
+
+/// Where sandboxes run when there is one node: here.
+struct OneNode(atoll_orchestrator::Handle);
+
+#[async_trait]
+impl Directory for OneNode {
+    async fn locate(&self, id: &SandboxId) -> Result<Option<Location>> {
+        Ok(self.0.find(id).await.map(Location::Here))
+    }
+}
+
+impl Stack {
+    /// Starts everything.
+    ///
+    /// # Errors
+    /// Those of the services; what had started is left for [`shutdown`](Self::shutdown).
+    pub(crate) async fn start(
+        &mut self,
+        arguments: &Arguments,
+        directory: &DataDir,
+        keys: &Keys,
+        environment: &Environment,
+        listeners: Listeners,
+    ) -> Result<()> {
+        let launcher = helpers::install_launcher(&directory.join("bin"))?;
+        let claim = self.claim.insert(Claim::take(directory.instance())?);
+
+        // First: storage and network cannot let go of what a leftover sandbox holds, and the driver
+        // ends those.
+        let driver = Arc::new(
+            Container::start(container::Options {
+                instance: directory.instance().clone(),
+                launcher: launcher.clone(),
+                staging: directory.join("staging"),
+                ready: arguments.ready,
+            })
+            .await?,
+        );
+        self.driver = Some(driver.clone());
+
+        let storage = atoll_storage::Service::start(atoll_storage::Options {
+            data_dir: directory.path().to_path_buf(),
+            pool_bytes: arguments.pool_gib.map(|size| size.saturating_mul(GIB)),
+            disks: arguments.ready,
+        })
+        .await?;
+        let storage = self.storage.insert(storage).handle();
+
+        let network = atoll_network::Service::start(atoll_network::Options {
+            instance: directory.instance().clone(),
+            launcher,
+            first_uid: claim.first_uid(),
+            slots: claim::SLOTS,
+            pool: arguments.ready,
+            network: arguments.sandbox_network,
+            dns: Vec::new(),
+            deny: arguments.deny_network.clone(),
+        })
+        .await?;
+        let network = self.network.insert(network).handle();
+
+        let database = Arc::new(SqliteDatabase::open(&directory.join("atoll.db")).await?);
+        self.database = Some(database.clone());
+        let team = database.seed(&keys.seed()).await?;
+
+        let template = atoll_template::Handle::new(
+            atoll_template::Options {
+                ca_bundle: ca_bundle(&arguments.ca_bundle),
+                envd: helpers::ENVD,
+                envd_version: atoll_envd::VERSION.to_owned(),
+            },
+            storage.clone(),
+        );
+        let runtime_layer = template.ensure_runtime_layer().await?;
+        let progress = Progress::new("Building the base template (once)");
+        let base = template.ensure_base(&progress).await;
+        progress.finish();
+        let (base, _) = base?;
+        database.publish_global_template(&new_build(&base)?, team.id).await?;
+
+        let orchestrator = atoll_orchestrator::Service::start(
+            atoll_orchestrator::Options {
+                instance: directory.instance().clone(),
+                runtime_layer,
+                max_processes: MAX_PROCESSES,
+            },
+            storage,
+            network,
+            driver,
+        );
+        let node = self.orchestrator.insert(orchestrator).handle();
+        self.serve(arguments, directory, environment, listeners, node, database).await
+    }
+
+    async fn serve(
+        &mut self,
+        arguments: &Arguments,
+        directory: &DataDir,
+        environment: &Environment,
+        listeners: Listeners,
+        node: atoll_orchestrator::Handle,
+        database: Arc<SqliteDatabase>,
+    ) -> Result<()> {
+        let token = directory.secret("node-token")?;
+        let options = rpc::Options { listener: listeners.rpc, token: token.clone() };
+        self.rpc = Some(rpc::Service::start(options, node.clone())?);
+
+        let options = atoll_proxy::node::Options {
+            sandboxes: Arc::new(node.clone()),
+            token: Some(token),
+            grace: GRACE,
+        };
+        let proxy = atoll_proxy::node::Service::new(options, listeners.node_proxy)?;
+        self.node_proxy = Some(Proxy { handle: proxy.handle(), task: tokio::spawn(proxy.run()) });
+
+        let options = atoll_proxy::client::Options {
+            directory: Arc::new(OneNode(node.clone())),
+            grace: GRACE,
+        };
+        let proxy =
+            atoll_proxy::client::Service::new(options, listeners.proxy, listeners.proxy_health)?;
+        self.client_proxy = Some(Proxy { handle: proxy.handle(), task: tokio::spawn(proxy.run()) });
+
+        let mut options = atoll_api::Options::new(listeners.api, directory.secret("seed")?);
+        options.admin_token.clone_from(&arguments.admin_token);
+        options.domain = Some(environment.domain.clone());
+        let catalogue = Arc::new(MemoryCatalogue::default());
+        self.api =
+            Some(atoll_api::Service::start(options, database, catalogue, Arc::new(node)).await?);
+        Ok(())
+    }
+
+    /// What isolates sandboxes here, in plain words.
+    pub(crate) fn isolation(&self) -> String {
+        let limits = self
+            .driver
+            .as_ref()
+            .map(|driver| driver.cgroups().hierarchies().describe())
+            .unwrap_or_default();
+        format!(
+            "container: namespaces, own user ids, seccomp, no capability on this host; limits on {limits}"
+        )
+    }
+
+    /// Stops everything that has started, the newest first; sandboxes end.
+    pub(crate) async fn shutdown(&mut self) {
+        if let Some(api) = self.api.take() {
+            api.shutdown().await;
+        }
+        if let Some(proxy) = self.client_proxy.take() {
+            proxy.shutdown().await;
+        }
+        if let Some(proxy) = self.node_proxy.take() {
+            proxy.shutdown().await;
+        }
+        if let Some(rpc) = self.rpc.take() {
+            rpc.shutdown().await;
+        }
+        if let Some(orchestrator) = self.orchestrator.take() {
+            orchestrator.shutdown().await;
+        }
+        if let Some(network) = self.network.take()
+            && let Err(error) = network.shutdown().await
+        {
+            tracing::error!(%error, "the network could not be removed");
+        }
+        if let Some(storage) = self.storage.take() {
+            storage.shutdown().await;
+        }
+        if let Some(database) = self.database.take() {
+            database.close().await;
+        }
+        if let Some(driver) = self.driver.take() {
+            driver.shutdown().await;
+        }
+        self.claim = None;
+    }
+}
+
+fn new_build(manifest: &BuildManifest) -> Result<NewBuild> {
+    let id = Uuid::parse_str(&manifest.id).map_err(|error| {
+        atoll_core::Error::new(
+            atoll_core::error::codes::LAYER_CORRUPT,
+            format!("build {} has no proper id: {error}.", manifest.id),
+        )
+    })?;
+    Ok(NewBuild {
+        alias: manifest.alias.clone().unwrap_or_else(|| manifest.template.to_string()),
+        build: Build {
+            id,
+            vcpu: manifest.vcpu,
+            memory_mb: manifest.memory_mb,
+            disk_mb: manifest.disk_mb,
+            envd_version: manifest.envd_version.clone(),
+        },
+    })
+}
