@@ -17,7 +17,7 @@ pub const DEVELOPMENT_API_KEY: &str = "e2b_53ae1fed82754c17ad8077fbc8bcdd90";
 pub const DEVELOPMENT_ACCESS_TOKEN: &str = "sk_e2b_89215020937a4c989cde33d7bc647715";
 
 /// What [`Database::seed`] writes on first start. Idempotent: a second call with other keys adds
-/// them and leaves the rest.
+/// them and leaves the rest, except that secret keys retire the published ones.
 #[derive(Clone, Debug)]
 pub struct Seed {
     /// Raw API key (hashed before it is stored).

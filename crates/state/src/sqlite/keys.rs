@@ -210,6 +210,9 @@ pub(super) async fn seed(db: &SqliteDatabase, seed: &Seed) -> Result<Team> {
 
     let mut tx = db.begin_write().await?;
     seed_team(&mut tx, seed.user).await?;
+    if !seed.development {
+        retire_development_keys(&mut tx).await?;
+    }
     let name = if seed.development { "Development key" } else { "First key" };
     let first = NewApiKey {
         team: DEVELOPMENT_TEAM,
@@ -225,6 +228,17 @@ pub(super) async fn seed(db: &SqliteDatabase, seed: &Seed) -> Result<Team> {
     })?;
     tx.commit().await.coded()?;
     Ok(team)
+}
+
+/// A deployment with keys of its own must not go on taking the published ones.
+async fn retire_development_keys(tx: &mut Transaction<'static, Sqlite>) -> Result<()> {
+    for statement in [
+        "DELETE FROM team_api_keys WHERE is_development",
+        "DELETE FROM access_tokens WHERE is_development",
+    ] {
+        sqlx::query(statement).execute(&mut **tx).await.coded()?;
+    }
+    Ok(())
 }
 
 /// Tier, user, team and membership. What is there stays as an operator may have changed it.

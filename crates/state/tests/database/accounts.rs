@@ -73,6 +73,16 @@ pub(crate) async fn a_seed_with_other_keys_adds_them(fixture: &impl Fixture) {
     assert!(token_owner(db, DEVELOPMENT_ACCESS_TOKEN).await.unwrap().development);
 }
 
+pub(crate) async fn fresh_keys_retire_the_published_ones(fixture: &impl Fixture) {
+    let db = fixture.db();
+    fixture.seed().await;
+    let secret = fresh();
+    db.seed(&secret).await.unwrap();
+    assert!(key_owner(db, &secret.api_key).await.is_some());
+    assert_eq!(token_owner(db, DEVELOPMENT_ACCESS_TOKEN).await, None);
+    assert_eq!(key_owner(db, DEVELOPMENT_API_KEY).await, None);
+}
+
 pub(crate) async fn published_keys_do_not_pass_for_secret_ones(fixture: &impl Fixture) {
     let db = fixture.db();
     let key = Seed { api_key: DEVELOPMENT_API_KEY.to_owned(), ..fresh() };

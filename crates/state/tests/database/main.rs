@@ -36,6 +36,7 @@ backends! {
         accounts::the_seed_makes_a_team_that_its_keys_lead_to,
         accounts::seeding_again_changes_nothing,
         accounts::a_seed_with_other_keys_adds_them,
+        accounts::fresh_keys_retire_the_published_ones,
         accounts::published_keys_do_not_pass_for_secret_ones,
         accounts::malformed_keys_are_refused,
         accounts::unknown_keys_lead_nowhere,
