@@ -361,8 +361,7 @@ impl CommandInput {
     /// # Errors
     /// When it has ended or closed its input.
     pub(crate) async fn write(&self, bytes: Vec<u8>) -> Result<()> {
-        let input =
-            ProcessInput { input: Some(Input::Stdin(bytes.into())), ..ProcessInput::default() };
+        let input = ProcessInput { input: Some(Input::Stdin(bytes)), ..ProcessInput::default() };
         let request = SendInputRequest {
             process: self.selector().into(),
             input: input.into(),

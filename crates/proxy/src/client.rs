@@ -9,7 +9,7 @@ use std::{
 
 use atoll_core::{Error, Result, error::codes};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, task::JoinHandle};
 
 use crate::{
     Directory, Handle, Location, Target,
@@ -28,22 +28,18 @@ pub struct Options {
     pub grace: Duration,
 }
 
-/// A client proxy, ready to run.
+/// A running client proxy.
 pub struct Service {
-    edge: Arc<Edge>,
-    listener: TcpListener,
-    health: TcpListener,
-    lifecycle: Lifecycle,
     handle: Handle,
-    grace: Duration,
+    task: JoinHandle<()>,
 }
 
 impl Service {
-    /// A client proxy on `listener` that tells of its health on `health`.
+    /// Serves on `listener`, and tells of the proxy's health on `health`.
     ///
     /// # Errors
     /// `INTERNAL` when a listener is not bound.
-    pub fn new(options: Options, listener: TcpListener, health: TcpListener) -> Result<Self> {
+    pub fn start(options: Options, listener: TcpListener, health: TcpListener) -> Result<Self> {
         let address = listener.local_addr().map_err(|error| {
             Error::new(
                 codes::INTERNAL,
@@ -56,41 +52,47 @@ impl Service {
             engine: Engine::new(lifecycle.clone()),
             nodes: Mutex::default(),
         };
-        Ok(Self {
-            edge: Arc::new(edge),
-            listener,
-            health,
-            handle: Handle::new(lifecycle.clone(), address),
-            lifecycle,
-            grace: options.grace,
-        })
+        let handle = Handle::new(lifecycle.clone(), address);
+        let task = tokio::spawn(serve(edge, listener, health, lifecycle, options.grace));
+        Ok(Self { handle, task })
     }
 
-    /// How to stop it.
+    /// How others stop it.
     pub fn handle(&self) -> Handle {
         self.handle.clone()
     }
 
-    /// Serves until [`Handle::shutdown`] and until what was under way then has ended or its grace
-    /// is over. Meanwhile `GET /health` says 503.
-    pub async fn run(self) {
-        let health = Lifecycle::default();
-        let status = Arc::new(Health { of: self.lifecycle.clone() });
-        let told = async {
-            tokio::join!(
-                server::serve(self.health, status, health.clone()),
-                health.finish(Duration::ZERO)
-            );
-        };
-        let served = async {
-            tokio::join!(
-                server::serve(self.listener, self.edge, self.lifecycle.clone()),
-                self.lifecycle.finish(self.grace)
-            );
-            health.drain.cancel();
-        };
-        tokio::join!(told, served);
+    /// Stops it: what is under way may finish until the grace is over. Meanwhile `GET /health`
+    /// says 503.
+    pub async fn shutdown(self) {
+        self.handle.shutdown();
+        server::join(self.task).await;
     }
+}
+
+async fn serve(
+    edge: Edge,
+    listener: TcpListener,
+    health_listener: TcpListener,
+    lifecycle: Lifecycle,
+    grace: Duration,
+) {
+    let health = Lifecycle::default();
+    let status = Arc::new(Health { of: lifecycle.clone() });
+    let told = async {
+        tokio::join!(
+            server::serve(health_listener, status, health.clone()),
+            health.finish(Duration::ZERO)
+        );
+    };
+    let served = async {
+        tokio::join!(
+            server::serve(listener, Arc::new(edge), lifecycle.clone()),
+            lifecycle.finish(grace)
+        );
+        health.drain.cancel();
+    };
+    tokio::join!(told, served);
 }
 
 /// What answers clients.

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use atoll_core::{Error, Result, error::codes};
 use http::{Request, Response, StatusCode};
 use subtle::ConstantTimeEq;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, task::JoinHandle};
 
 use crate::{
     Handle, NODE_TOKEN_HEADER, Sandboxes,
@@ -27,22 +27,19 @@ pub struct Options {
     pub grace: Duration,
 }
 
-/// A node proxy, ready to run.
+/// A running node proxy.
 pub struct Service {
-    node: Arc<Node>,
-    listener: TcpListener,
-    lifecycle: Lifecycle,
     handle: Handle,
-    grace: Duration,
+    task: JoinHandle<()>,
 }
 
 impl Service {
-    /// A node proxy on `listener`.
+    /// Serves on `listener`.
     ///
     /// # Errors
     /// `BAD_OPTION` when the token is empty, or when there is none and the listener can be reached
     /// from other machines.
-    pub fn new(options: Options, listener: TcpListener) -> Result<Self> {
+    pub fn start(options: Options, listener: TcpListener) -> Result<Self> {
         let address = listener.local_addr().map_err(|error| {
             Error::new(
                 codes::INTERNAL,
@@ -63,27 +60,25 @@ impl Service {
             token: options.token,
             engine: Engine::new(lifecycle.clone()),
         };
-        Ok(Self {
-            node: Arc::new(node),
-            listener,
-            handle: Handle::new(lifecycle.clone(), address),
-            lifecycle,
-            grace: options.grace,
-        })
+        let handle = Handle::new(lifecycle.clone(), address);
+        let task = tokio::spawn(async move {
+            tokio::join!(
+                server::serve(listener, Arc::new(node), lifecycle.clone()),
+                lifecycle.finish(options.grace)
+            );
+        });
+        Ok(Self { handle, task })
     }
 
-    /// How to stop it.
+    /// How others stop it.
     pub fn handle(&self) -> Handle {
         self.handle.clone()
     }
 
-    /// Serves until [`Handle::shutdown`] and until what was under way then has ended or its grace
-    /// is over.
-    pub async fn run(self) {
-        tokio::join!(
-            server::serve(self.listener, self.node, self.lifecycle.clone()),
-            self.lifecycle.finish(self.grace)
-        );
+    /// Stops it: what is under way may finish until the grace is over.
+    pub async fn shutdown(self) {
+        self.handle.shutdown();
+        server::join(self.task).await;
     }
 }
 

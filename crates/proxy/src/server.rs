@@ -9,7 +9,10 @@ use hyper_util::{
     server::conn::auto,
 };
 use rustix::net::sockopt;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::JoinHandle,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::body::{Body, RequestBody};
@@ -66,14 +69,26 @@ impl Handle {
     }
 
     /// Starts a graceful shutdown: nothing more is accepted, requests under way may finish until
-    /// the service's grace is over, then its `run` returns. May be called more than once.
+    /// the service's grace is over. May be called more than once.
     pub fn shutdown(&self) {
         self.lifecycle.drain.cancel();
+    }
+
+    /// Waits until somebody has asked for the shutdown.
+    pub async fn stopping(&self) {
+        self.lifecycle.drain.cancelled().await;
     }
 
     /// The address that the proxy listens on.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+}
+
+/// Waits for a service's task to end.
+pub(crate) async fn join(task: JoinHandle<()>) {
+    if let Err(error) = task.await {
+        tracing::error!(%error, "a proxy failed");
     }
 }
 

@@ -21,7 +21,6 @@ use atoll_orchestrator::rpc;
 use atoll_proxy::{Directory, Location, Sandboxes};
 use atoll_state::{Database, MemoryCatalogue, SqliteDatabase, database::NewBuild, model::Build};
 use atoll_storage::BuildManifest;
-use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 use super::{
@@ -47,24 +46,9 @@ pub(crate) struct Stack {
     database: Option<Arc<SqliteDatabase>>,
     orchestrator: Option<atoll_orchestrator::Service>,
     rpc: Option<rpc::Service>,
-    node_proxy: Option<Proxy>,
-    client_proxy: Option<Proxy>,
+    node_proxy: Option<atoll_proxy::node::Service>,
+    client_proxy: Option<atoll_proxy::client::Service>,
     api: Option<atoll_api::Service>,
-}
-
-/// A proxy and the task that serves it.
-struct Proxy {
-    handle: atoll_proxy::Handle,
-    task: JoinHandle<()>,
-}
-
-impl Proxy {
-    async fn shutdown(self) {
-        self.handle.shutdown();
-        if let Err(error) = self.task.await {
-            tracing::error!(%error, "a proxy failed");
-        }
-    }
 }
 
 /// Where sandboxes run when there is one node: here.
@@ -178,16 +162,17 @@ impl Stack {
             token: Some(token),
             grace: GRACE,
         };
-        let proxy = atoll_proxy::node::Service::new(options, listeners.node_proxy)?;
-        self.node_proxy = Some(Proxy { handle: proxy.handle(), task: tokio::spawn(proxy.run()) });
+        self.node_proxy = Some(atoll_proxy::node::Service::start(options, listeners.node_proxy)?);
 
         let options = atoll_proxy::client::Options {
             directory: Arc::new(OneNode(node.clone())),
             grace: GRACE,
         };
-        let proxy =
-            atoll_proxy::client::Service::new(options, listeners.proxy, listeners.proxy_health)?;
-        self.client_proxy = Some(Proxy { handle: proxy.handle(), task: tokio::spawn(proxy.run()) });
+        self.client_proxy = Some(atoll_proxy::client::Service::start(
+            options,
+            listeners.proxy,
+            listeners.proxy_health,
+        )?);
 
         let mut options = atoll_api::Options::new(listeners.api, directory.secret("seed")?);
         options.admin_token.clone_from(&arguments.admin_token);

@@ -48,10 +48,10 @@ async fn without_a_token_it_is_for_loopback_only() {
         grace: Duration::ZERO,
     };
     let everywhere = async || tokio::net::TcpListener::bind("0.0.0.0:0").await.unwrap();
-    let refused = node::Service::new(options(None), everywhere().await).err().unwrap();
+    let refused = node::Service::start(options(None), everywhere().await).err().unwrap();
     assert_eq!(refused.code.number, 1008);
-    assert!(node::Service::new(options(Some("")), loopback().await).is_err());
-    assert!(node::Service::new(options(Some(TOKEN)), everywhere().await).is_ok());
+    assert!(node::Service::start(options(Some("")), loopback().await).is_err());
+    assert!(node::Service::start(options(Some(TOKEN)), everywhere().await).is_ok());
     let proxy = node_proxy(Arc::clone(&node), None).await;
     assert_eq!(fetch(proxy.address(), 8080, get("/")).await.status, 200);
     proxy.shutdown();

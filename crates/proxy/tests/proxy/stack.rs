@@ -171,27 +171,31 @@ pub(crate) async fn edge(directory: Arc<dyn Directory>, grace: Duration) -> Stac
     let health = loopback().await;
     let health_address = health.local_addr().unwrap();
     let options = client::Options { directory, grace };
-    let service = client::Service::new(options, loopback().await, health).unwrap();
+    let service = client::Service::start(options, loopback().await, health).unwrap();
     let handle = service.handle();
     Stack {
         name: "one hop",
         address: handle.address(),
         health: health_address,
         handle,
-        run: tokio::spawn(service.run()),
+        run: tokio::spawn(finished(service)),
         node: Arc::default(),
         node_handle: None,
     }
+}
+
+/// Ends when the service has stopped, which the test asks for through its handle.
+async fn finished(service: client::Service) {
+    service.handle().stopping().await;
+    service.shutdown().await;
 }
 
 /// A running node proxy over `node`.
 pub(crate) async fn node_proxy(node: Arc<Node>, token: Option<&str>) -> Handle {
     let token = token.map(str::to_owned);
     let options = node::Options { sandboxes: node, token, grace: Duration::ZERO };
-    let service = node::Service::new(options, loopback().await).unwrap();
-    let handle = service.handle();
-    tokio::spawn(service.run());
-    handle
+    let service = node::Service::start(options, loopback().await).unwrap();
+    service.handle()
 }
 
 /// A client proxy that runs in the process of the node.
