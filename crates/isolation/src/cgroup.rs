@@ -10,7 +10,7 @@ use std::{
 };
 
 use atoll_core::{Error, InstanceId, Result, error::codes};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::Limits;
 
@@ -184,6 +184,9 @@ impl Cgroups {
         if let Some(root) = &hierarchies.unified {
             delegate(root, &root.join(&name))?;
         }
+        let all = hierarchies.pids.directory.join(&name).join("pids.max");
+        fs::write(&all, most_processes().to_string())
+            .map_err(|error| cannot("limit", &all, &error))?;
         Ok(Self { hierarchies, name })
     }
 
@@ -199,7 +202,8 @@ impl Cgroups {
     pub fn create(&self, name: &str) -> Result<Cgroup> {
         let cgroup = self.group(name);
         for directory in &cgroup.directories {
-            if let Err(error) = make(directory) {
+            // One that exists may hold processes of an earlier run: it is not to be shared.
+            if let Err(error) = fs::create_dir(directory) {
                 cgroup.try_remove();
                 return Err(Error::new(
                     codes::SANDBOX_START_FAILED,
@@ -254,6 +258,20 @@ impl Cgroups {
             let _ = fs::remove_dir(root.join(&self.name));
         }
     }
+}
+
+/// What all sandboxes together may have, so that the host can always start a process: three
+/// quarters of what the kernel allows.
+fn most_processes() -> u64 {
+    const KERNEL_DEFAULT: u64 = 32_768;
+    let limits = ["pid_max", "threads-max"].iter().filter_map(|name| {
+        fs::read_to_string(Path::new("/proc/sys/kernel").join(name))
+            .ok()?
+            .trim()
+            .parse::<u64>()
+            .ok()
+    });
+    limits.min().unwrap_or(KERNEL_DEFAULT) / 4 * 3
 }
 
 fn make(directory: &Path) -> io::Result<()> {
@@ -311,6 +329,9 @@ impl Cgroup {
             optional(set(&self.memory, "memory.swap.max", "0".to_owned()))
         } else {
             set(&self.memory, "memory.limit_in_bytes", memory.clone())?;
+            // v1 counts socket buffers apart, and without a limit of their own.
+            let buffers = (limits.memory / 4).to_string();
+            optional(set(&self.memory, "memory.kmem.tcp.limit_in_bytes", buffers))?;
             optional(set(&self.memory, "memory.memsw.limit_in_bytes", memory))
         }
     }
@@ -354,12 +375,18 @@ impl Cgroup {
             .as_ref()
             .is_some_and(|directory| fs::write(directory.join("cgroup.kill"), "1").is_ok());
         if !at_once {
-            for pid in self.processes() {
-                if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
-                    // It may have ended since it was listed.
-                    let _ = kill_process(pid, Signal::KILL);
-                }
-            }
+            self.processes().into_iter().for_each(|pid| self.kill_member(pid));
+        }
+    }
+
+    /// Kills one process. It is looked up again once it is held: the number that was listed may
+    /// have become another's.
+    fn kill_member(&self, pid: u32) {
+        let Some(number) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return };
+        // It may have ended since it was listed.
+        let Ok(held) = pidfd_open(number, PidfdFlags::empty()) else { return };
+        if self.processes().contains(&pid) {
+            let _ = pidfd_send_signal(held, Signal::KILL);
         }
     }
 

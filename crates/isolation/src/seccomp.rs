@@ -29,6 +29,8 @@ const ARCHITECTURE: u32 = 0xc000_00b7;
 const NOT_PERMITTED: u32 = libc::EPERM as u32;
 const NOT_IMPLEMENTED: u32 = libc::ENOSYS as u32;
 const NO_FAMILY: u32 = libc::EAFNOSUPPORT as u32;
+const NO_PROTOCOL: u32 = libc::EPROTONOSUPPORT as u32;
+const UNIX: u32 = libc::AF_UNIX as u32;
 
 /// Refused whatever the arguments.
 const REFUSED: &[libc::c_long] = &[
@@ -70,6 +72,12 @@ const REFUSED: &[libc::c_long] = &[
     libc::SYS_nfsservctl,
     libc::SYS_vhangup,
     libc::SYS_userfaultfd,
+    libc::SYS_sethostname,
+    libc::SYS_setdomainname,
+    // Where memory lies among the host's processors.
+    libc::SYS_migrate_pages,
+    libc::SYS_move_pages,
+    libc::SYS_set_mempolicy_home_node,
     // Keyrings are not namespaced by user alone.
     libc::SYS_add_key,
     libc::SYS_request_key,
@@ -93,16 +101,21 @@ const ABSENT: &[libc::c_long] = &[
     libc::SYS_io_uring_setup,
     libc::SYS_io_uring_enter,
     libc::SYS_io_uring_register,
+    // Memory that no limit counts as the sandbox's.
+    libc::SYS_memfd_secret,
     // open_tree_attr, newer than the library's list.
     467,
 ];
 
 /// Personalities that change nothing dangerous: Linux, 2.6 names, no address randomisation, query.
 const PERSONALITIES: [u32; 6] = [0, 0x8, 0x2_0000, 0x2_0008, 0x4_0000, 0xffff_ffff];
-/// UNIX, IPv4, IPv6, netlink.
-const FAMILIES: [u32; 4] = [1, 2, 10, 16];
+/// Any, ICMP (ping sockets), TCP, UDP, ICMPv6, MPTCP (which Go asks for by default).
+const INTERNET: &[u32] = &[0, 1, 6, 17, 58, 262];
 /// Routing, socket diagnosis, audit, device events.
-const NETLINK_PROTOCOLS: [u32; 4] = [0, 4, 9, 15];
+const NETLINK: &[u32] = &[0, 4, 9, 15];
+/// Socket families, UNIX, IPv4, IPv6 and netlink, each with its protocols. Any other makes the
+/// kernel load code that few have looked at.
+const SOCKETS: &[(u32, &[u32])] = &[(1, &[0, 1]), (2, INTERNET), (10, INTERNET), (16, NETLINK)];
 /// Typing into a terminal as its user, console control, line disciplines.
 const TERMINAL_REQUESTS: [u32; 3] = [0x5412, 0x541c, 0x5423];
 
@@ -181,20 +194,22 @@ impl Assembler {
         self.push(RETURN, 0, 0, some);
     }
 
-    /// socket(2): of netlink only some protocols, of families only some.
+    /// socket(2): only [`SOCKETS`].
     fn sockets(&mut self) {
-        let protocols = NETLINK_PROTOCOLS.len() as u8;
-        self.push(JUMP_EQUAL, 0, protocols + 6, libc::SYS_socket as u32);
+        let length: usize = SOCKETS.iter().map(|(_, protocols)| protocols.len() + 4).sum();
+        self.push(JUMP_EQUAL, 0, length as u8 + 2, libc::SYS_socket as u32);
         self.push(LOAD, 0, 0, argument(0));
-        self.push(JUMP_EQUAL, 0, protocols + 3, libc::AF_NETLINK as u32);
-        self.push(LOAD, 0, 0, argument(2));
-        for (index, protocol) in NETLINK_PROTOCOLS.iter().enumerate() {
-            self.push(JUMP_EQUAL, protocols - index as u8, 0, *protocol);
+        for (family, protocols) in SOCKETS {
+            let count = protocols.len() as u8;
+            self.push(JUMP_EQUAL, 0, count + 3, *family);
+            self.push(LOAD, 0, 0, argument(2));
+            for (index, protocol) in protocols.iter().enumerate() {
+                self.push(JUMP_EQUAL, count - index as u8, 0, *protocol);
+            }
+            self.answer(NO_PROTOCOL);
+            self.push(RETURN, 0, 0, ALLOW);
         }
         self.answer(NO_FAMILY);
-        self.push(RETURN, 0, 0, ALLOW);
-        self.push(LOAD, 0, 0, NUMBER);
-        self.choose(libc::SYS_socket, argument(0), &FAMILIES, false, NO_FAMILY);
     }
 }
 
@@ -217,6 +232,10 @@ fn assemble() -> Vec<Instruction> {
     program.refuse_bits(libc::SYS_unshare, argument(0), NAMESPACES | TIME_NAMESPACE);
     program.choose(libc::SYS_personality, argument(0), &PERSONALITIES, false, NOT_PERMITTED);
     program.choose(libc::SYS_ioctl, argument(1), &TERMINAL_REQUESTS, true, NOT_PERMITTED);
+    // Huge pages are the host's, and no limit of memory counts them.
+    program.refuse_bits(libc::SYS_mmap, argument(3), libc::MAP_HUGETLB as u32);
+    program.refuse_bits(libc::SYS_memfd_create, argument(1), libc::MFD_HUGETLB);
+    program.choose(libc::SYS_socketpair, argument(0), &[UNIX], false, NO_FAMILY);
     program.sockets();
     program.push(RETURN, 0, 0, ALLOW);
     program.0
@@ -313,23 +332,40 @@ mod tests {
     }
 
     #[test]
-    fn socket_families_and_netlink_protocols() {
+    fn socket_families_and_their_protocols() {
         let socket =
             |family: u64, protocol: u64| call(libc::SYS_socket, [family, 1, protocol, 0, 0, 0]);
-        for family in [1, 2, 10] {
-            assert_eq!(socket(family, 6), ALLOW, "family {family}");
+        for family in 0..64u64 {
+            let known = SOCKETS.iter().find(|(allowed, _)| u64::from(*allowed) == family);
+            for protocol in 0..300u64 {
+                let expected = match known {
+                    None => ERRNO | NO_FAMILY,
+                    Some((_, list)) if list.contains(&(protocol as u32)) => ALLOW,
+                    Some(_) => ERRNO | NO_PROTOCOL,
+                };
+                assert_eq!(socket(family, protocol), expected, "{family} {protocol}");
+            }
         }
-        for family in [0, 3, 15, 17, 38, 40, 44] {
-            assert_eq!(socket(family, 0), ERRNO | NO_FAMILY, "family {family}");
+    }
+
+    #[test]
+    fn pairs_of_sockets_are_unix_ones() {
+        let pair = |family: u64| call(libc::SYS_socketpair, [family, 1, 0, 0, 0, 0]);
+        assert_eq!(pair(1), ALLOW);
+        for family in [0, 2, 16, 17, 30, 40, 44] {
+            assert_eq!(pair(family), ERRNO | NO_FAMILY, "family {family}");
         }
-        for protocol in 0..24 {
-            let expected = if NETLINK_PROTOCOLS.contains(&(protocol as u32)) {
-                ALLOW
-            } else {
-                ERRNO | NO_FAMILY
-            };
-            assert_eq!(socket(16, protocol), expected, "netlink {protocol}");
-        }
+    }
+
+    #[test]
+    fn huge_pages_are_the_hosts() {
+        let flags = |flags: libc::c_int| [0, 4096, 3, flags as u64, 0, 0];
+        let private = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        assert_eq!(call(libc::SYS_mmap, flags(private)), ALLOW);
+        assert_eq!(call(libc::SYS_mmap, flags(private | libc::MAP_HUGETLB)), ERRNO | NOT_PERMITTED);
+        let memfd = |flags: u32| call(libc::SYS_memfd_create, [0, flags.into(), 0, 0, 0, 0]);
+        assert_eq!(memfd(libc::MFD_CLOEXEC), ALLOW);
+        assert_eq!(memfd(libc::MFD_CLOEXEC | libc::MFD_HUGETLB), ERRNO | NOT_PERMITTED);
     }
 
     #[test]

@@ -8,10 +8,9 @@
 use crate::sys::{self, CapabilitySets, Result, Step};
 
 /// Numbers from the kernel's `linux/capability.h`.
-const KEPT: [u32; 13] = [
+const KEPT: [u32; 12] = [
     0,  // CHOWN
     1,  // DAC_OVERRIDE
-    2,  // DAC_READ_SEARCH
     3,  // FOWNER
     4,  // FSETID
     5,  // KILL

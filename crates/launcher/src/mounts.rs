@@ -2,7 +2,8 @@
 //! launcher's own.
 //!
 //! ```text
-//! staging (tmpfs)     l0 .. ln   the layers, id-mapped through the slot's user namespace, read-only
+//! staging (tmpfs)     dev        the six devices, as nodes of this sandbox's own
+//!                     l0 .. ln   the layers, id-mapped through the slot's user namespace, read-only
 //!                     disk       the writable directory, id-mapped likewise: upper/ and work/
 //!                     root       overlay of all of them
 //! ```
@@ -21,6 +22,17 @@ use crate::sys::{self, Result, Step};
 /// Name of the overlay below the staging directory.
 pub(crate) const ROOT: &str = "root";
 
+/// The devices every sandbox has: name, major, minor, as Linux's list of devices numbers them. They
+/// are made anew, since locks and watches on a node of the host's would reach across sandboxes.
+pub(crate) const DEVICES: [(&str, u32, u32); 6] = [
+    ("null", 1, 3),
+    ("zero", 1, 5),
+    ("full", 1, 7),
+    ("random", 1, 8),
+    ("urandom", 1, 9),
+    ("tty", 5, 0),
+];
+
 /// Mounts everything below `spec.staging` and makes it the working directory.
 pub(crate) fn build(spec: &RunSpec, user_ns: BorrowedFd<'_>) -> Result<()> {
     sys::unshare(libc::CLONE_NEWNS).step("create a mount namespace")?;
@@ -30,6 +42,13 @@ pub(crate) fn build(spec: &RunSpec, user_ns: BorrowedFd<'_>) -> Result<()> {
         .step("mount the staging directory")?;
     sys::chdir(&spec.staging).step("enter the staging directory")?;
     let here = sys::open_dir(None, ".").step("open the staging directory")?;
+    sys::mkdir(here.as_fd(), "dev", 0o755).step("make the devices' directory")?;
+    let flags = libc::MS_NOSUID | libc::MS_NOEXEC;
+    sys::mount("devices", "dev", "tmpfs", flags, "mode=755,size=4k").step("mount the devices")?;
+    for (name, major, minor) in DEVICES {
+        sys::character_device(&format!("dev/{name}"), major, minor)
+            .step(&format!("make the device {name}"))?;
+    }
 
     for (index, layer) in spec.layers.iter().enumerate() {
         let attributes = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NODEV;
@@ -61,7 +80,7 @@ fn overlay(spec: &RunSpec) -> Result<()> {
     // volatile: a sandbox's disk need not survive the host's crash, so its syncs cost nothing.
     // xino: layers and disk are different file systems, whose inode numbers must not be mixed up.
     let options = format!(
-        "lowerdir={},upperdir=disk/upper,workdir=disk/work,redirect_dir=on,index=off,xino=on,volatile",
+        "lowerdir={},upperdir=disk/upper,workdir=disk/work,redirect_dir=on,metacopy=off,index=off,xino=on,volatile",
         highest_first.join(":")
     );
     let sets = sys::capabilities().step("read capabilities")?;

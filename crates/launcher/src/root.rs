@@ -13,16 +13,20 @@ use crate::{
     sys::{self, Result, Step},
 };
 
-const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
-
 /// Entries of /proc that tell of the host or reach it, hidden by an empty file or directory.
-const HIDDEN: [&str; 18] = [
+const HIDDEN: [&str; 26] = [
     "/proc/acpi",
     "/proc/asound",
+    "/proc/bus",
     "/proc/cmdline",
     "/proc/config.gz",
     "/proc/diskstats",
+    "/proc/driver",
+    "/proc/fs",
     "/proc/interrupts",
+    "/proc/iomem",
+    "/proc/ioports",
+    "/proc/irq",
     "/proc/kallsyms",
     "/proc/kcore",
     "/proc/key-users",
@@ -30,7 +34,9 @@ const HIDDEN: [&str; 18] = [
     "/proc/kmsg",
     "/proc/latency_stats",
     "/proc/modules",
+    "/proc/mtrr",
     "/proc/partitions",
+    "/proc/pressure",
     "/proc/sched_debug",
     "/proc/scsi",
     "/proc/slabinfo",
@@ -38,8 +44,7 @@ const HIDDEN: [&str; 18] = [
 ];
 
 /// Entries of /proc that may be read but never written.
-const READ_ONLY: [&str; 6] =
-    ["/proc/bus", "/proc/driver", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+const READ_ONLY: [&str; 2] = ["/proc/sys", "/proc/sysrq-trigger"];
 
 const PROCESSORS: &str = "/sys/devices/system/cpu";
 
@@ -78,10 +83,10 @@ fn take(shm_bytes: u64) -> Result<Detached> {
         sys::set_mount(tree.as_fd(), silent | libc::MOUNT_ATTR_RDONLY, None)
             .step("protect the list of processors")?;
     }
-    let devices = DEVICES
+    let devices = mounts::DEVICES
         .iter()
-        .map(|name| {
-            sys::open_tree(&format!("/dev/{name}"), false).step(&format!("take /dev/{name}"))
+        .map(|(name, ..)| {
+            sys::open_tree(&format!("dev/{name}"), false).step(&format!("take the device {name}"))
         })
         .collect::<Result<_>>()?;
     Ok(Detached {
@@ -134,7 +139,7 @@ fn put_directory(path: &str) -> Result<()> {
 
 fn fill_dev(detached: &Detached) -> Result<()> {
     let dev = sys::open_dir(None, "/dev").step("open /dev")?;
-    for (name, device) in DEVICES.iter().zip(&detached.devices) {
+    for ((name, ..), device) in mounts::DEVICES.iter().zip(&detached.devices) {
         sys::touch(dev.as_fd(), name).step(&format!("make /dev/{name}"))?;
         let name = sys::c(name).step("name a device")?;
         sys::attach(device.as_fd(), dev.as_fd(), &name).step("attach a device")?;

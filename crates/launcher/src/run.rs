@@ -37,6 +37,7 @@ pub(crate) fn run(cgroups: &[String]) -> Result<()> {
     let program = decode_hex(&spec.seccomp)?;
     let user_ns = File::open(&spec.user_ns).step("open the user namespace")?;
     let net_ns = File::open(&spec.net_ns).step("open the network namespace")?;
+    lower_protection().step("give up the daemon's protection")?;
     sys::reset_signals();
     sys::set_limits().step("set limits")?;
     mounts::build(&spec, user_ns.as_fd())?;
@@ -86,6 +87,8 @@ fn become_first(
     let listener = sys::raise(listener.as_fd(), 64).step("keep the listener")?;
     sys::place(stdin.as_fd(), 0).step("place standard input")?;
     sys::place(null.as_fd(), 1).step("place standard output")?;
+    // Descriptor 3 has been the slot's user namespace, or inherited, all along: what was opened
+    // since is higher, and nothing that is still needed is overwritten.
     sys::place(listener.as_fd(), LISTENER_FD).step("place the listener")?;
     sys::close_on_exec_from(LISTENER_FD.unsigned_abs() + 1).step("close descriptors")?;
 
@@ -96,6 +99,12 @@ fn become_first(
     // The report pipe is still open at its raised number.
     let _ = sys::place(report.as_fd(), 2);
     Err(Failure::new(format!("start {}", spec.exec.join(" ")), error))
+}
+
+/// The daemon may be protected from being killed when memory runs out; sandboxes are not.
+fn lower_protection() -> io::Result<()> {
+    const FILE: &str = "/proc/self/oom_score_adj";
+    if std::fs::read_to_string(FILE)?.starts_with('-') { std::fs::write(FILE, "0") } else { Ok(()) }
 }
 
 /// The specification; none when the daemon has no use for this launcher and closes its input.

@@ -87,6 +87,19 @@ pub(crate) fn mkdir(base: BorrowedFd<'_>, path: &str, mode: libc::mode_t) -> io:
     }
 }
 
+/// A character device that everybody may use.
+pub(crate) fn character_device(path: &str, major: u32, minor: u32) -> io::Result<()> {
+    const MODE: libc::mode_t = 0o666;
+    let path = c(path)?;
+    let device = libc::makedev(major, minor);
+    // SAFETY: `path` is a C string that outlives the calls.
+    unsafe {
+        check(libc::mknod(path.as_ptr(), libc::S_IFCHR | MODE, device).into())?;
+        // The umask does not matter then.
+        check(libc::chmod(path.as_ptr(), MODE).into()).map(drop)
+    }
+}
+
 pub(crate) fn symlink(target: &str, base: BorrowedFd<'_>, path: &str) -> io::Result<()> {
     let (target, path) = (c(target)?, c(path)?);
     // SAFETY: both are C strings that outlive the call.
@@ -456,10 +469,11 @@ pub(crate) fn set_hostname(name: &str) -> io::Result<()> {
     check(unsafe { libc::sethostname(name.as_ptr().cast(), name.len()) }.into()).map(drop)
 }
 
-/// Raises the soft limit of open files to the hard one, and turns core dumps off.
+/// Raises the soft limit of open files to the hard one, and turns core dumps off. The limit of 1,
+/// not 0, does so for handlers as well that the kernel pipes dumps to: those run on the host.
 pub(crate) fn set_limits() -> io::Result<()> {
     let mut files = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let none = libc::rlimit { rlim_cur: 1, rlim_max: 1 };
     // SAFETY: both are live structs of the type the calls take.
     unsafe {
         check(libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut files).into())?;
