@@ -1,42 +1,55 @@
 //! The programs that this binary carries: static, and of this very build.
 
 use std::{
-    fs, io,
-    io::Write,
-    os::unix::fs::OpenOptionsExt,
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    os::{fd::AsRawFd, unix::fs::OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
 use atoll_core::{Error, Result, error::codes};
-use sha2::{Digest, Sha256};
 
 /// The daemon inside every sandbox.
 pub(crate) const ENVD: &[u8] = include_bytes!(env!("ATOLL_ENVD"));
 /// The program that starts container sandboxes.
 const LAUNCHER: &[u8] = include_bytes!(env!("ATOLL_LAUNCHER"));
 
-/// Puts the launcher below `directory`, unless this build's is there, and returns its path.
-///
-/// # Errors
-/// `DATA_DIR_UNUSABLE` when it cannot be written.
-pub(crate) fn install_launcher(directory: &Path) -> Result<PathBuf> {
-    let digest = hex::encode(Sha256::digest(LAUNCHER));
-    let path = directory.join(format!("atoll-launcher-{}", &digest[..16]));
-    write_program(directory, &path, LAUNCHER).map_err(|error| {
-        Error::new(codes::DATA_DIR_UNUSABLE, format!("cannot write {}: {error}.", path.display()))
-    })?;
-    Ok(path)
+/// The launcher, ready to be run.
+pub(crate) struct Launcher(File);
+
+impl Launcher {
+    /// Writes this build's launcher below `directory`, in place of whatever is there, and opens it.
+    ///
+    /// # Errors
+    /// `DATA_DIR_UNUSABLE` when it cannot be written.
+    pub(crate) fn install(directory: &Path) -> Result<Self> {
+        let path = directory.join("atoll-launcher");
+        write_program(directory, &path, LAUNCHER).map(Self).map_err(|error| {
+            let message = format!("cannot write {}: {error}.", path.display());
+            Error::new(codes::DATA_DIR_UNUSABLE, message)
+        })
+    }
+
+    /// A path to the very file that was written, whatever happens to its name: it is run as root.
+    pub(crate) fn path(&self) -> PathBuf {
+        format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd()).into()
+    }
 }
 
-fn write_program(directory: &Path, path: &Path, content: &[u8]) -> io::Result<()> {
+fn write_program(directory: &Path, path: &Path, content: &[u8]) -> io::Result<File> {
     fs::create_dir_all(directory)?;
-    if fs::read(path).is_ok_and(|present| present == content) {
-        return Ok(());
-    }
     let partial = path.with_extension("partial");
-    let mut options = fs::OpenOptions::new();
-    let mut file = options.write(true).create(true).truncate(true).mode(0o755).open(&partial)?;
+    if let Err(error) = fs::remove_file(&partial)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        return Err(error);
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o755).open(&partial)?;
     file.write_all(content)?;
-    file.sync_all()?;
-    fs::rename(&partial, path)
+    // Opened anew: a file that is open for writing cannot be run.
+    let program =
+        OpenOptions::new().read(true).open(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+    drop(file);
+    fs::rename(&partial, path)?;
+    Ok(program)
 }

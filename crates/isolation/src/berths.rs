@@ -21,6 +21,7 @@ use tokio::{
     sync::Notify,
     task::JoinHandle,
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::cgroup::{Cgroup, Cgroups};
 
@@ -58,13 +59,14 @@ struct Shared {
     next: AtomicU64,
     ready: Mutex<VecDeque<Berth>>,
     wanted: Notify,
+    closed: CancellationToken,
 }
 
 /// The pool.
 #[derive(Debug)]
 pub(crate) struct Berths {
     shared: Arc<Shared>,
-    refill: JoinHandle<()>,
+    refill: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Berths {
@@ -76,9 +78,10 @@ impl Berths {
             next: AtomicU64::new(0),
             ready: Mutex::default(),
             wanted: Notify::new(),
+            closed: CancellationToken::new(),
         });
         let refill = tokio::spawn(refill(shared.clone(), target));
-        Self { shared, refill }
+        Self { shared, refill: Mutex::new(Some(refill)) }
     }
 
     /// A berth from the pool, or a new one when the pool is empty.
@@ -96,24 +99,36 @@ impl Berths {
 
     /// Ends the pool.
     pub(crate) async fn close(&self) {
-        self.refill.abort();
+        self.shared.closed.cancel();
+        // Not aborted: a berth that is being made must be in the pool to be removed from it.
+        let refill = self.refill.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(refill) = refill
+            && let Err(cause) = refill.await
+        {
+            tracing::warn!(%cause, "the pool of berths failed");
+        }
         let ready: Vec<Berth> = self.shared.ready().drain(..).collect();
         futures::future::join_all(ready.into_iter().map(Berth::discard)).await;
     }
 }
 
 async fn refill(shared: Arc<Shared>, target: usize) {
-    loop {
-        while shared.ready().len() < target {
-            match shared.make().await {
-                Ok(berth) => shared.ready().push_back(berth),
-                Err(error) => {
-                    tracing::warn!(%error, "a berth could not be made");
-                    tokio::time::sleep(RETRY).await;
-                }
+    let closed = shared.closed.clone();
+    while !closed.is_cancelled() {
+        if shared.ready().len() >= target {
+            tokio::select! {
+                () = shared.wanted.notified() => {}
+                () = closed.cancelled() => {}
+            }
+            continue;
+        }
+        match shared.make().await {
+            Ok(berth) => shared.ready().push_back(berth),
+            Err(error) => {
+                tracing::warn!(%error, "a berth could not be made");
+                let _ = tokio::time::timeout(RETRY, closed.cancelled()).await;
             }
         }
-        shared.wanted.notified().await;
     }
 }
 

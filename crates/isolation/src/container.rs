@@ -6,6 +6,7 @@
 use std::{
     os::fd::AsRawFd,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -23,6 +24,9 @@ use crate::{
 
 /// The name every sandbox sees itself by.
 pub const HOSTNAME: &str = "sandbox";
+
+/// A launcher takes milliseconds; one that takes this long hangs.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Configuration of the driver.
 #[derive(Clone, Debug)]
@@ -99,10 +103,14 @@ impl Container {
         let _ = stdin.write_all(&request).await;
         drop(stdin);
         let mut report = String::new();
-        stdout
-            .read_to_string(&mut report)
-            .await
-            .map_err(|error| failed(format!("the launcher's report is unreadable: {error}")))?;
+        let read = tokio::time::timeout(PATIENCE, stdout.read_to_string(&mut report)).await;
+        match read {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => {
+                return Err(failed(format!("the launcher's report is unreadable: {error}")));
+            }
+            Err(_) => return Err(failed("the launcher does not answer".to_owned())),
+        }
         // Its end takes the kernel a while, for its mounts; nobody has to wait for that here.
         tokio::spawn(async move { launcher.wait().await });
         match parse_report(&report) {

@@ -37,8 +37,17 @@ pub(crate) async fn init(slot: &Slot, secret: &str, settings: &InitRequest) -> R
         .headers()
         .get("x-envd-version")
         .and_then(|value| value.to_str().ok())
+        .filter(|version| is_version(version))
         .map(str::to_owned)
         .ok_or_else(|| unreachable("/init reported no version"))
+}
+
+/// What a sandbox says of itself goes on to clients: only what a version can be.
+fn is_version(text: &str) -> bool {
+    const LONGEST: usize = 64;
+    !text.is_empty()
+        && text.len() <= LONGEST
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-+".contains(&byte))
 }
 
 async fn send(slot: &Slot, request: Request<Full<Bytes>>) -> Result<Response<Incoming>> {
@@ -53,5 +62,20 @@ async fn send(slot: &Slot, request: Request<Full<Bytes>>) -> Result<Response<Inc
             ended.map_err(unreachable)?;
             exchange.await.map_err(unreachable)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_version;
+
+    #[test]
+    fn versions() {
+        assert!(is_version("0.6.13"));
+        assert!(is_version("1.0.0-rc.1+x"));
+        for bad in ["", "1 0", "<b>", "1\n2"] {
+            assert!(!is_version(bad), "{bad:?}");
+        }
+        assert!(!is_version(&"1".repeat(65)));
     }
 }

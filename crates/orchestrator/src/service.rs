@@ -26,7 +26,7 @@ use atoll_wire::node::{
 use futures::{StreamExt, stream};
 use jiff::{SignedDuration, Timestamp};
 use tokio::{sync::oneshot, task::JoinHandle};
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{events::Events, sandbox::Sandbox, start};
 
@@ -60,6 +60,8 @@ pub(crate) struct Inner {
     sandboxes: Mutex<HashMap<SandboxId, Place>>,
     events: Events,
     tasks: TaskTracker,
+    /// Cancelled when the node shuts down.
+    pub(crate) stopping: CancellationToken,
 }
 
 /// A running node.
@@ -90,6 +92,7 @@ impl Service {
             sandboxes: Mutex::default(),
             events: Events::default(),
             tasks: TaskTracker::new(),
+            stopping: CancellationToken::new(),
         });
         let handle = Handle { inner };
         let overdue = tokio::spawn(end_overdue(handle.clone()));
@@ -104,8 +107,9 @@ impl Service {
     /// Ends every sandbox and waits until nothing is left.
     pub async fn shutdown(self) {
         self.overdue.abort();
+        // A create under way gives up, or ends its sandbox itself.
+        self.handle.inner.stopping.cancel();
         self.handle.inner.tasks.close();
-        // A create under way finds the tracker closed and ends its sandbox itself.
         self.handle.kill_all(EndReason::Shutdown).await;
         self.handle.inner.tasks.wait().await;
     }
@@ -119,11 +123,16 @@ async fn end_overdue(handle: Handle) {
         for sandbox in handle.running() {
             if now.duration_since(sandbox.end_at()) > OVERDUE {
                 tracing::warn!(sandbox = %sandbox.id(), "ending a sandbox that is overdue");
-                if let Err(cause) = sandbox.kill(EndReason::Expired).await {
-                    tracing::error!(sandbox = %sandbox.id(), %cause, "cannot end a sandbox");
-                }
+                // One that cannot be ended must not keep the others alive.
+                tokio::spawn(async move { end(&sandbox, EndReason::Expired).await });
             }
         }
+    }
+}
+
+async fn end(sandbox: &Sandbox, reason: EndReason) {
+    if let Err(cause) = sandbox.kill(reason).await {
+        tracing::error!(sandbox = %sandbox.id(), %cause, "cannot end a sandbox");
     }
 }
 
@@ -151,11 +160,8 @@ impl Handle {
     }
 
     async fn kill_all(&self, reason: EndReason) {
-        let killing = self.running().into_iter().map(|sandbox| async move {
-            if let Err(cause) = sandbox.kill(reason).await {
-                tracing::error!(sandbox = %sandbox.id(), %cause, "cannot end a sandbox");
-            }
-        });
+        let killing =
+            self.running().into_iter().map(|sandbox| async move { end(&sandbox, reason).await });
         futures::future::join_all(killing).await;
     }
 
@@ -172,7 +178,12 @@ impl Handle {
     }
 
     /// The whole of one create; runs to its end whether or not anybody still waits.
-    async fn run_create(self, record: SandboxRecord, answer: oneshot::Sender<Result<Created>>) {
+    async fn run_create(
+        self,
+        record: SandboxRecord,
+        answer: oneshot::Sender<Result<Created>>,
+        accepted: oneshot::Receiver<()>,
+    ) {
         let id = record.id.clone();
         let (parts, timings) = match start::start(&self.inner, record).await {
             Ok(started) => started,
@@ -188,9 +199,12 @@ impl Handle {
         self.table().insert(id.clone(), Place::Running(sandbox.clone()));
         let supervisor = self.inner.tasks.track_future(self.clone().supervise(sandbox.clone()));
         tokio::spawn(supervisor);
-        let unwanted = answer.send(Ok(created)).is_err() || self.inner.tasks.is_closed();
-        if unwanted && let Err(cause) = sandbox.kill(EndReason::Killed).await {
-            tracing::error!(sandbox = %id, %cause, "cannot end a sandbox that nobody waits for");
+        // An answer that was sent may still be dropped unread with the caller's future.
+        let unwanted = answer.send(Ok(created)).is_err()
+            || accepted.await.is_err()
+            || self.inner.stopping.is_cancelled();
+        if unwanted {
+            end(&sandbox, EndReason::Killed).await;
         }
     }
 
@@ -214,16 +228,20 @@ impl Sandboxes for Handle {
 #[async_trait]
 impl Node for Handle {
     async fn create(&self, record: SandboxRecord) -> Result<Created> {
-        if self.inner.tasks.is_closed() {
+        if self.inner.stopping.is_cancelled() {
             return Err(Error::new(codes::NODE_UNAVAILABLE, "the node is shutting down."));
         }
         self.reserve(&record.id)?;
         let (sender, receiver) = oneshot::channel();
-        let create = self.inner.tasks.track_future(self.clone().run_create(record, sender));
-        tokio::spawn(create);
-        receiver.await.unwrap_or_else(|_| {
+        let (accept, accepted) = oneshot::channel();
+        let create = self.clone().run_create(record, sender, accepted);
+        tokio::spawn(self.inner.tasks.track_future(create));
+        let answer = receiver.await.unwrap_or_else(|_| {
             Err(Error::new(codes::INTERNAL, "the create ended without an answer."))
-        })
+        });
+        // Nothing is awaited from here on. The other side is gone after a failure.
+        let _ = accept.send(());
+        answer
     }
 
     async fn kill(&self, id: &SandboxId, reason: EndReason) -> Result<bool> {

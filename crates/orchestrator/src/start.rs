@@ -60,6 +60,9 @@ pub(crate) async fn start(inner: &Inner, record: SandboxRecord) -> Result<(Parts
             codes::SANDBOX_START_FAILED,
             "envd ended before it answered; its memory limit may be too small.",
         )),
+        () = inner.stopping.cancelled() => {
+            Err(Error::new(codes::NODE_UNAVAILABLE, "the node is shutting down."))
+        }
     };
     timings.init_us = watch.lap();
     match answer {

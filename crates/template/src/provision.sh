@@ -61,6 +61,8 @@ install_node() {
     ln -s ../lib/node_modules/corepack/dist/corepack.js /usr/local/bin/corepack
     chmod 755 /usr/local/lib/node_modules/corepack/dist/corepack.js
     rm -rf /usr/local/lib/node_modules/npm/docs /usr/local/lib/node_modules/npm/man
+    # The template is what it is: no advice to update npm on standard error.
+    npm config set --location=global update-notifier false
     node --version
     npm --version
 }
@@ -119,5 +121,9 @@ say 'setting up users and shells'
 make_users
 configure_shells
 open_directories
+# Sandboxes have no CAP_NET_RAW, and a program that asks for it by its file cannot start. Without
+# the request, ping uses ping sockets, which need none.
+setcap -r /usr/bin/ping
+
 say 'cleaning up'
 clean

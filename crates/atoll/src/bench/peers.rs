@@ -2,14 +2,13 @@
 
 use std::{
     fs, io,
-    path::Path,
     process::Stdio,
     time::{Duration, Instant},
 };
 
 use tokio::process::Command;
 
-use crate::helpers;
+use crate::helpers::Launcher;
 
 /// A container of one static program, which ends at once.
 const CRUN_CONFIG: &str = r#"{
@@ -94,14 +93,10 @@ impl Bundle {
             fs::create_dir_all(root.join(directory))?;
         }
         fs::write(bundle.0.join("config.json"), CRUN_CONFIG)?;
-        let launcher = helpers::install_launcher(&bundle.0).map_err(io::Error::other)?;
-        link(&launcher, &root.join("probe"))?;
+        let launcher = Launcher::install(&bundle.0).map_err(io::Error::other)?;
+        fs::copy(launcher.path(), root.join("probe"))?;
         Ok(bundle)
     }
-}
-
-fn link(from: &Path, to: &Path) -> io::Result<()> {
-    fs::hard_link(from, to)
 }
 
 impl Drop for Bundle {

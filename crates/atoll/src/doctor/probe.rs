@@ -13,7 +13,7 @@ use atoll_isolation::{
 use atoll_network::Slot;
 
 use super::Finding;
-use crate::{helpers, up::claim::Claim};
+use crate::{helpers::Launcher, up::claim::Claim};
 
 const NAME: &str = "container driver";
 const PROBE_PORT: u16 = 49983;
@@ -60,7 +60,8 @@ async fn try_container() -> Result<String> {
     let instance = InstanceId::generate().map_err(|e| failed("no randomness", e))?;
     let claim = Claim::take(&instance)?;
     let scratch = Scratch::make(&instance)?;
-    let launcher = helpers::install_launcher(&scratch.0.join("bin"))?;
+    let program = Launcher::install(&scratch.0.join("bin"))?;
+    let launcher = program.path();
     let driver = Container::start(container::Options {
         instance: instance.clone(),
         launcher: launcher.clone(),

@@ -6,6 +6,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read, Seek, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::Path,
 };
 
@@ -48,7 +49,8 @@ impl Claim {
                 format!("cannot claim user ids in {}: {error}.", directory.display()),
             )
         };
-        fs::create_dir_all(directory).map_err(cannot)?;
+        // Anyone who can open these files can lock them, so nobody else can.
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(cannot)?;
         let mut free = None;
         for block in 0..BLOCKS {
             let path = directory.join(format!("ids-{block}"));
@@ -57,6 +59,7 @@ impl Claim {
                 .write(true)
                 .create(true)
                 .truncate(false)
+                .mode(0o600)
                 .open(&path)
                 .map_err(cannot)?;
             if file.try_lock().is_err() {

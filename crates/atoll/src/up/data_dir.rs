@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
     io::{self, Read, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -25,6 +25,7 @@ impl DataDir {
         let mut builder = fs::DirBuilder::new();
         builder.recursive(true).mode(0o755).create(path).map_err(|e| unusable(path, &e))?;
         let path = path.canonicalize().map_err(|e| unusable(path, &e))?;
+        require_private(&path)?;
         let lock_path = path.join("lock");
         let mut lock = OpenOptions::new()
             .read(true)
@@ -32,6 +33,7 @@ impl DataDir {
             .create(true)
             .truncate(false)
             .mode(0o600)
+            .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
             .open(&lock_path)
             .map_err(|e| unusable(&lock_path, &e))?;
         match lock.try_lock() {
@@ -88,6 +90,24 @@ impl DataDir {
     pub(crate) fn write(&self, name: &str, content: &str, mode: u32) -> Result<()> {
         write_atomically(&self.join(name), content, mode)
     }
+}
+
+/// Programs in this directory are run as root: nobody else may write to it.
+fn require_private(path: &Path) -> Result<()> {
+    const OTHERS_MAY_WRITE: u32 = 0o022;
+    let metadata = fs::metadata(path).map_err(|e| unusable(path, &e))?;
+    let ours = metadata.uid() == rustix::process::geteuid().as_raw();
+    if ours && metadata.mode() & OTHERS_MAY_WRITE == 0 {
+        return Ok(());
+    }
+    Err(Error::new(
+        codes::DATA_DIR_UNUSABLE,
+        format!("others can write to the data directory {}.", path.display()),
+    )
+    .with_fix(format!(
+        "Make it root's alone: chown root {0} && chmod go-w {0}; or use another one.",
+        path.display()
+    )))
 }
 
 fn write_atomically(path: &Path, content: &str, mode: u32) -> Result<()> {
@@ -170,6 +190,17 @@ mod tests {
         assert_eq!(directory.secret("seed").unwrap(), secret);
         let mode = fs::metadata(directory.join("seed")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_directory_that_others_can_write_to_is_refused() {
+        use std::os::unix::fs::PermissionsExt;
+
+        let temporary = tempfile::tempdir().unwrap();
+        fs::set_permissions(temporary.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        let error = DataDir::open(temporary.path()).err().unwrap();
+        assert_eq!(error.code, codes::DATA_DIR_UNUSABLE);
+        assert!(error.fix.contains("chmod go-w"), "{error}");
     }
 
     #[test]

@@ -57,7 +57,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "CIDR")]
     deny_network: Vec<Cidr>,
     /// Domain of sandbox addresses in answers.
-    #[arg(long, value_name = "DOMAIN[:PORT]")]
+    #[arg(long, value_name = "DOMAIN[:PORT]", value_parser = domain)]
     domain: Option<String>,
     /// Size of a new disk pool, GiB [default: half of what is free].
     #[arg(long, value_name = "GIB")]
@@ -68,6 +68,16 @@ pub(crate) struct Arguments {
     /// Token for admin endpoints, sent as X-Admin-Token.
     #[arg(long, env = "ATOLL_ADMIN_TOKEN", hide_env_values = true)]
     admin_token: Option<String>,
+}
+
+/// A domain goes into URLs and into a file that shells read: letters, digits, dots and dashes.
+fn domain(text: &str) -> std::result::Result<String, String> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-:".contains(&byte);
+    if !text.is_empty() && text.bytes().all(plain) {
+        Ok(text.to_ascii_lowercase())
+    } else {
+        Err("expected a domain such as sandboxes.example.com".to_owned())
+    }
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {

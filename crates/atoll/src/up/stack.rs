@@ -27,7 +27,10 @@ use super::{
     Arguments, ca_bundle, claim, claim::Claim, data_dir::DataDir, environment::Environment,
     keys::Keys, ports::Listeners,
 };
-use crate::{helpers, terminal::Progress};
+use crate::{
+    helpers::{self, Launcher},
+    terminal::Progress,
+};
 
 const GIB: u64 = 1024 * 1024 * 1024;
 /// Bound on the processes of one sandbox: thousands run, a fork bomb does not hurt the host.
@@ -40,6 +43,8 @@ const GRACE: Duration = Duration::from_secs(1);
 #[derive(Default)]
 pub(crate) struct Stack {
     claim: Option<Claim>,
+    /// Kept open: it is run through its descriptor.
+    launcher: Option<Launcher>,
     storage: Option<atoll_storage::Service>,
     network: Option<atoll_network::Service>,
     driver: Option<Arc<Container>>,
@@ -74,7 +79,7 @@ impl Stack {
         environment: &Environment,
         listeners: Listeners,
     ) -> Result<()> {
-        let launcher = helpers::install_launcher(&directory.join("bin"))?;
+        let launcher = self.launcher.insert(Launcher::install(&directory.join("bin"))?).path();
         let claim = self.claim.insert(Claim::take(directory.instance())?);
 
         // First: storage and network cannot let go of what a leftover sandbox holds, and the driver

@@ -1,0 +1,120 @@
+//! What happens once, before envd serves: the inherited socket, the configuration on standard
+//! input, and making the process hard to look into.
+
+use std::{
+    fs,
+    io::{self, Read},
+    net::{Ipv4Addr, TcpListener},
+    os::{
+        fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd},
+        unix::fs::{OpenOptionsExt, PermissionsExt},
+    },
+    path::Path,
+};
+
+use atoll_wire::guest::BootConfig;
+use rustix::{
+    fs::{FileType, Mode},
+    process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit},
+};
+
+/// The descriptor on which the launcher passes envd's listening socket.
+const LISTENER: i32 = 3;
+
+/// No configuration is larger; a stream without end must not fill the memory.
+const MAX_CONFIG: u64 = 64 << 10;
+
+/// Where programs in the sandbox find out what they run in.
+const IDENTITY: &str = "/run/e2b";
+
+/// Takes the listening socket that the launcher passed, if there is one.
+#[allow(unsafe_code)]
+pub(crate) fn inherited_listener() -> Option<TcpListener> {
+    // SAFETY: borrowed for one call, which fails cleanly if the descriptor is not open.
+    let descriptor = unsafe { BorrowedFd::borrow_raw(LISTENER) };
+    if !matches!(rustix::net::sockopt::socket_acceptconn(descriptor), Ok(true)) {
+        return None;
+    }
+    // SAFETY: it is open, and nothing in this process has opened or taken a descriptor yet.
+    Some(TcpListener::from(unsafe { OwnedFd::from_raw_fd(LISTENER) }))
+}
+
+/// Binds envd's port on every address.
+pub(crate) fn bind(port: u16) -> io::Result<TcpListener> {
+    TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))
+        .map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {port}: {error}")))
+}
+
+/// Keeps secrets from the sandbox's other processes: no core, no tracing without privilege, no
+/// descriptor that survives exec. Files are created 0644 and directories 0755.
+pub(crate) fn harden() -> io::Result<()> {
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    close_on_exec()
+}
+
+/// Marks every descriptor from 3 up.
+#[allow(unsafe_code)]
+fn close_on_exec() -> io::Result<()> {
+    const FROM: libc::c_uint = 3;
+    // SAFETY: changes flags only; no descriptor is closed now.
+    let result = unsafe {
+        libc::syscall(libc::SYS_close_range, FROM, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC)
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Reads the configuration from standard input, when that is something that ends.
+///
+/// Nothing there means defaults; anything else must be right, for a secret that is not understood
+/// would leave the control routes open.
+pub(crate) fn read_config() -> io::Result<BootConfig> {
+    let stat = rustix::fs::fstat(io::stdin().as_fd())?;
+    if !matches!(FileType::from_raw_mode(stat.st_mode), FileType::Fifo | FileType::RegularFile) {
+        return Ok(BootConfig::default());
+    }
+    let mut text = Vec::new();
+    io::stdin().lock().take(MAX_CONFIG).read_to_end(&mut text)?;
+    if text.trim_ascii().is_empty() {
+        return Ok(BootConfig::default());
+    }
+    serde_json::from_slice(&text).map_err(|error| {
+        io::Error::new(io::ErrorKind::InvalidData, format!("configuration on stdin: {error}"))
+    })
+}
+
+/// Lets envd hold many pipes; returns the limit as it was, for commands.
+pub(crate) fn raise_open_files() -> Option<Rlimit> {
+    let given = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: given.maximum, maximum: given.maximum };
+    setrlimit(Resource::Nofile, raised).is_ok().then_some(given)
+}
+
+/// Writes who this sandbox is. Best effort: the variables say the same.
+pub(crate) fn write_identity(boot: &BootConfig) {
+    if boot.sandbox_id.is_empty() {
+        return;
+    }
+    let directory = Path::new(IDENTITY);
+    let files = [
+        (".E2B_SANDBOX", "true"),
+        (".E2B_SANDBOX_ID", &boot.sandbox_id),
+        (".E2B_TEMPLATE_ID", &boot.template_id),
+    ];
+    let _ = fs::create_dir_all(directory);
+    let _ = fs::set_permissions(directory, fs::Permissions::from_mode(0o755));
+    for (name, content) in files {
+        let path = directory.join(name);
+        let _ = fs::remove_file(&path);
+        let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o444).open(&path);
+        let _ = file.and_then(|mut file| io::Write::write_all(&mut file, content.as_bytes()));
+    }
+}
+
+/// Lets go of the launcher's streams. Best effort: a sandbox may have no `/dev/null`.
+pub(crate) fn detach_stdio() {
+    let Ok(null) = fs::OpenOptions::new().read(true).write(true).open("/dev/null") else { return };
+    let _ = rustix::stdio::dup2_stdin(&null);
+    let _ = rustix::stdio::dup2_stdout(&null);
+    let _ = rustix::stdio::dup2_stderr(&null);
+}

@@ -1,0 +1,134 @@
+//! The certificate authorities that programs in the sandbox trust.
+//!
+//! Egress inspection needs one more than the image has. It is appended to the bundle that most
+//! programs read, and kept apart too: to be found and removed when another one comes, and for
+//! `update-ca-certificates` to pick up.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+const BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
+const OURS: &str = "/usr/local/share/ca-certificates/e2b-ca.crt";
+
+/// What every PEM certificate starts with.
+const CERTIFICATE: &str = "-----BEGIN CERTIFICATE-----";
+
+/// The files of a trust store.
+#[derive(Debug)]
+pub struct TrustStore {
+    bundle: PathBuf,
+    ours: PathBuf,
+}
+
+impl TrustStore {
+    /// The image's.
+    pub fn system() -> Self {
+        Self { bundle: BUNDLE.into(), ours: OURS.into() }
+    }
+
+    /// Trusts the certificates in `pem` instead of those of the previous call; an empty one only
+    /// forgets those. Doing it twice is doing it once.
+    ///
+    /// # Errors
+    /// `InvalidInput` for text without a certificate, and those of the file system.
+    pub fn install(&self, pem: &str) -> io::Result<()> {
+        let pem = pem.trim();
+        if !pem.is_empty() && !pem.contains(CERTIFICATE) {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "no certificate in bundle"));
+        }
+        let new = if pem.is_empty() { String::new() } else { format!("{pem}\n") };
+        let old = read_or_empty(&self.ours)?;
+        let mut bundle = read_or_empty(&self.bundle)?;
+        remove_first(&mut bundle, &old);
+        if !new.is_empty() && bundle.last().is_some_and(|last| *last != b'\n') {
+            bundle.push(b'\n');
+        }
+        bundle.extend_from_slice(new.as_bytes());
+        replace(&self.bundle, &bundle)?;
+        replace(&self.ours, new.as_bytes())
+    }
+}
+
+fn read_or_empty(path: &Path) -> io::Result<Vec<u8>> {
+    match fs::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        result => result,
+    }
+}
+
+fn remove_first(text: &mut Vec<u8>, part: &[u8]) {
+    if part.is_empty() {
+        return;
+    }
+    if let Some(start) = text.windows(part.len()).position(|window| window == part) {
+        text.drain(start..start + part.len());
+    }
+}
+
+/// Readers see the old file or the new one, never half of it. The file behind a link is replaced.
+fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory)?;
+    }
+    let draft = path.with_extension("crt.new");
+    fs::write(&draft, content)?;
+    fs::rename(&draft, &path).inspect_err(|_| {
+        let _ = fs::remove_file(&draft);
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const IMAGE: &str = "-----BEGIN CERTIFICATE-----\nimage\n-----END CERTIFICATE-----";
+
+    fn certificate(name: &str) -> String {
+        format!("-----BEGIN CERTIFICATE-----\n{name}\n-----END CERTIFICATE-----\n")
+    }
+
+    fn store(directory: &tempfile::TempDir) -> TrustStore {
+        TrustStore {
+            bundle: directory.path().join("certs/ca-certificates.crt"),
+            ours: directory.path().join("local/e2b-ca.crt"),
+        }
+    }
+
+    fn bundle(store: &TrustStore) -> String {
+        fs::read_to_string(&store.bundle).unwrap()
+    }
+
+    #[test]
+    fn a_new_authority_takes_the_place_of_the_last() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = store(&directory);
+        fs::create_dir(directory.path().join("certs")).unwrap();
+        fs::write(&store.bundle, IMAGE).unwrap();
+        store.install(&certificate("one")).unwrap();
+        store.install(&certificate("one")).unwrap();
+        assert_eq!(bundle(&store), format!("{IMAGE}\n{}", certificate("one")));
+        store.install(&certificate("two")).unwrap();
+        assert_eq!(bundle(&store), format!("{IMAGE}\n{}", certificate("two")));
+        store.install("").unwrap();
+        assert_eq!(bundle(&store), format!("{IMAGE}\n"));
+    }
+
+    #[test]
+    fn an_image_without_a_trust_store_gets_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = store(&directory);
+        store.install(&certificate("one")).unwrap();
+        assert_eq!(bundle(&store), certificate("one"));
+    }
+
+    #[test]
+    fn nonsense_is_refused_and_changes_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = store(&directory);
+        assert!(store.install("not a certificate").is_err());
+        assert!(!store.bundle.exists());
+    }
+}
