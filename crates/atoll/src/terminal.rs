@@ -1,7 +1,11 @@
 //! What people see: messages, progress, logs.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
-use std::{io::IsTerminal, sync::Mutex, sync::PoisonError, time::Duration};
+use std::{
+    io::IsTerminal,
+    sync::{Mutex, OnceLock, PoisonError},
+    time::Duration,
+};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use tracing_subscriber::EnvFilter;
@@ -26,33 +30,42 @@ pub(crate) fn fail(text: &str) {
     eprintln!("atoll: {text}");
 }
 
-/// Progress of something slow: a bar on a terminal, a line a step elsewhere.
+/// Progress of something slow: a bar on a terminal, a line a step elsewhere; nothing if it turns out
+/// that nothing has to be done.
 pub(crate) struct Progress {
-    bar: Option<ProgressBar>,
-    last: Mutex<String>,
+    title: &'static str,
+    display: OnceLock<Display>,
+}
+
+enum Display {
+    Bar(ProgressBar),
+    Lines { last: Mutex<String> },
 }
 
 impl Progress {
-    pub(crate) fn new(title: &str) -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
+    pub(crate) fn new(title: &'static str) -> Self {
+        Self { title, display: OnceLock::new() }
+    }
+
+    fn display(&self) -> &Display {
+        self.display.get_or_init(|| {
+            if !std::io::stderr().is_terminal() {
+                say(self.title);
+                return Display::Lines { last: Mutex::default() };
+            }
             let bar = ProgressBar::new(1000);
-            if let Ok(style) =
-                ProgressStyle::with_template("{prefix} [{bar:32}] {percent:>3}% {msg}")
-            {
+            let template = "{prefix} [{bar:32}] {percent:>3}% {msg}";
+            if let Ok(style) = ProgressStyle::with_template(template) {
                 bar.set_style(style.progress_chars("=> "));
             }
-            bar.set_prefix(title.to_owned());
+            bar.set_prefix(self.title);
             bar.enable_steady_tick(Duration::from_millis(200));
-            bar
-        });
-        if bar.is_none() {
-            say(title);
-        }
-        Self { bar, last: Mutex::default() }
+            Display::Bar(bar)
+        })
     }
 
     pub(crate) fn finish(&self) {
-        if let Some(bar) = &self.bar {
+        if let Some(Display::Bar(bar)) = self.display.get() {
             bar.finish_and_clear();
         }
     }
@@ -60,16 +73,16 @@ impl Progress {
 
 impl atoll_template::Progress for Progress {
     fn step(&self, fraction: f32, what: &str) {
-        match &self.bar {
-            Some(bar) => {
+        match self.display() {
+            Display::Bar(bar) => {
                 bar.set_position((fraction.clamp(0.0, 1.0) * 1000.0) as u64);
                 bar.set_message(what.to_owned());
             }
-            None => {
-                let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+            Display::Lines { last } => {
+                let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
                 if *last != what {
                     say(&format!("  {:>3.0}%  {what}", fraction * 100.0));
-                    *last = what.to_owned();
+                    what.clone_into(&mut last);
                 }
             }
         }

@@ -130,7 +130,7 @@ pub mod codes {
         2009 CONCURRENCY_LIMIT 429 None, "the team runs as many sandboxes as its tier allows",
             "Kill some, or raise the tier's concurrent_instances.";
         2010 TEMPLATE_NOT_FOUND 404 None, "there is no such template",
-            "List the templates with `atoll template list` or GET /templates.";
+            "GET /templates lists the templates there are.";
         2011 DEV_KEY_REFUSED 401 None, "the development key works from this machine only",
             "Start Atoll with --fresh-keys to use it from elsewhere.";
         2012 ROUTE_NOT_FOUND 404 None, "there is no such route",

@@ -29,6 +29,25 @@ pub(crate) struct Ports {
     pub(crate) node_proxy_port: u16,
 }
 
+impl Ports {
+    fn require_distinct(&self) -> Result<()> {
+        let mut named = [
+            (self.api_port, "--api-port"),
+            (self.proxy_port, "--proxy-port"),
+            (self.proxy_health_port, "--proxy-health-port"),
+            (self.rpc_port, "--rpc-port"),
+            (self.node_proxy_port, "--node-proxy-port"),
+        ];
+        named.sort_unstable();
+        let Some(pair) = named.windows(2).find(|pair| pair[0].0 == pair[1].0) else {
+            return Ok(());
+        };
+        let ((port, first), (_, second)) = (pair[0], pair[1]);
+        let message = format!("{first} and {second} are both {port}.");
+        Err(Error::new(codes::BAD_OPTION, message).with_fix("Give each service a port of its own."))
+    }
+}
+
 /// Bound listeners, one a service.
 pub(crate) struct Listeners {
     pub(crate) api: TcpListener,
@@ -42,8 +61,9 @@ impl Listeners {
     /// Binds all of them. What only other parts of Atoll call stays on loopback whatever `address`.
     ///
     /// # Errors
-    /// `PORT_IN_USE`, naming the port, what it is for and, where it can be seen, who has it.
+    /// `BAD_OPTION` when two services are given one port; `PORT_IN_USE`, naming the port, what it is for and, where it can be seen, who has it.
     pub(crate) async fn bind(address: IpAddr, ports: &Ports) -> Result<Self> {
+        ports.require_distinct()?;
         let loopback = IpAddr::from([127, 0, 0, 1]);
         Ok(Self {
             api: bind(address, ports.api_port, "the API", "--api-port").await?,
@@ -90,6 +110,11 @@ fn holder_of(port: u16) -> Option<String> {
     })?;
     let wanted = format!("socket:[{inode}]");
     for process in fs::read_dir("/proc").ok()?.flatten() {
+        let pid = process.file_name();
+        // Not `self`, which is a process that is there by its number, too.
+        if pid.to_string_lossy().parse::<u32>().is_err() {
+            continue;
+        }
         let Ok(descriptors) = fs::read_dir(process.path().join("fd")) else { continue };
         let holds = descriptors.flatten().any(|descriptor| {
             fs::read_link(descriptor.path()).is_ok_and(|link| link.to_string_lossy() == wanted)
@@ -117,6 +142,20 @@ fn listening_inode(line: &str, port: u16) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn one_port_for_two_services_is_refused() {
+        let ports = Ports {
+            api_port: 3000,
+            proxy_port: 3002,
+            proxy_health_port: 3000,
+            rpc_port: 5008,
+            node_proxy_port: 5007,
+        };
+        let error = Listeners::bind([127, 0, 0, 1].into(), &ports).await.err().unwrap();
+        assert_eq!(error.code, codes::BAD_OPTION);
+        assert!(error.message.contains("--api-port and --proxy-health-port"), "{error}");
+    }
 
     #[tokio::test]
     async fn a_port_in_use_is_named_with_its_holder() {

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Starts a stack of its own, measures it with `atoll bench`, and ends it.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+target=${CARGO_TARGET_DIR:-target}
+atoll=$target/release/atoll
+data=$target/bench-data
+as_root=()
+[ "$(id -u)" -eq 0 ] || as_root=(sudo)
+ports=(--api-port 23100 --proxy-port 23102 --proxy-health-port 23103 --rpc-port 25108 --node-proxy-port 25107)
+
+"${as_root[@]}" "$atoll" up --data-dir "$data" --ca-bundle host "${ports[@]}" >"$target/bench-stack.log" 2>&1 &
+stack=$!
+trap 'kill -TERM "$stack" 2>/dev/null; wait "$stack" || true' EXIT
+# Its settings are there exactly while it is ready.
+until [ -e "$data/env" ]; do
+    kill -0 "$stack" 2>/dev/null || { cat "$target/bench-stack.log" >&2; exit 1; }
+    sleep 0.2
+done
+# shellcheck disable=SC1091
+source "$data/env"
+"$atoll" bench "$@"
+"$atoll" bench --json "$@" >"$target/bench.json"
+echo "written: $target/bench.json"

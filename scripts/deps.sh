@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Installs what Atoll needs from the operating system, if it is not there: `deps.sh [--tests]`.
+# On Debian and Ubuntu with apt-get; elsewhere it names the packages and stops.
+set -euo pipefail
+
+# command:package, Debian's names
+needed=(nft:nftables mkfs.btrfs:btrfs-progs ip:iproute2 mmdebstrap:mmdebstrap losetup:mount)
+[ "${1:-}" != --tests ] || needed+=(nsenter:util-linux setpriv:util-linux)
+
+# Not every user has the system's directories in the path.
+PATH=$PATH:/usr/sbin:/sbin
+missing=()
+for pair in "${needed[@]}"; do
+    command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
+done
+# Debian splits venv from Python; a virtual environment without pip is of no use.
+if [ "${1:-}" = --tests ] && ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
+    missing+=(python3 python3-venv)
+fi
+# mmdebstrap checks signatures with it; Ubuntu does not have it by default.
+if [ ! -e /usr/share/keyrings/debian-archive-keyring.gpg ]; then
+    missing+=(debian-archive-keyring)
+fi
+[ ${#missing[@]} -gt 0 ] || exit 0
+
+if ! command -v apt-get >/dev/null; then
+    echo "ATL-1007: not installed: ${missing[*]} (Debian's package names)." \
+         "Install them with this system's package manager, then run make again." >&2
+    exit 1
+fi
+as_root=()
+[ "$(id -u)" -eq 0 ] || as_root=(sudo)
+echo "installing ${missing[*]}"
+export DEBIAN_FRONTEND=noninteractive
+"${as_root[@]}" apt-get update -qq
+"${as_root[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null

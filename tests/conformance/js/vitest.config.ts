@@ -1,0 +1,22 @@
+import { defineConfig } from 'vitest/config'
+
+import manifest from './package.json' with { type: 'json' }
+
+// One project for each published SDK: the same files, with another package behind the name `e2b`.
+const project = (name: 'newest' | 'oldest') => ({
+  test: {
+    name,
+    include: ['*.test.ts'],
+    alias: { e2b: `e2b-${name}` },
+    env: { E2B_SDK: manifest.devDependencies[`e2b-${name}`].split('@')[1] },
+    testTimeout: 90_000,
+    hookTimeout: 90_000,
+    // Files of one project run side by side, as several users would.
+    fileParallelism: true,
+    maxWorkers: 2,
+  },
+})
+
+export default defineConfig({
+  test: { projects: [project('newest'), project('oldest')] },
+})

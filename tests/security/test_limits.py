@@ -1,0 +1,176 @@
+"""A sandbox that takes all it can get harms only itself."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from e2b import CommandExitException, NotEnoughSpaceException, Sandbox, SandboxException
+
+from support import paths
+from support.wait import wait_for
+
+Create = Callable[..., Sandbox]
+
+#: Forks children that wait, until it may not; then says how many it got, and waits for a line.
+FORKS = """
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <unistd.h>
+static pid_t children[50000];
+int main(void) {
+    int count = 0;
+    pid_t child;
+    while (count < 50000 && (child = fork()) >= 0) {
+        if (child == 0) pause();
+        children[count++] = child;
+    }
+    printf("%d %d\\n", count, count < 50000 ? errno : 0);
+    fflush(stdout);
+    getchar();
+    while (count > 0) kill(children[--count], SIGKILL);
+}
+"""
+
+#: Takes memory and touches it, until it is ended.
+MEMORY = """
+taken = []
+while True:
+    taken.append(bytearray(b"x") * (16 << 20))
+    print(len(taken) * 16, flush=True)
+"""
+
+
+@pytest.mark.parametrize("user", ["user", "root"])
+def test_processes_are_bounded(create: Create, user: str) -> None:
+    sandbox, neighbour = create(), create()
+    sandbox.files.write("/tmp/forks.c", FORKS)
+    sandbox.commands.run("cc -o /tmp/forks /tmp/forks.c")
+    output: list[str] = []
+    handle = sandbox.commands.run(
+        "exec /tmp/forks", user=user, background=True, stdin=True, timeout=120
+    )
+    for out, _, _ in handle:
+        output.append(out or "")
+        if "\n" in output[-1]:
+            break
+    count, errno = map(int, "".join(output).split())
+    assert errno == 11, f"fork was not refused with EAGAIN but {errno} after {count}"
+    assert 100 < count < 40_000
+    # There is no process left to be had here, which is nothing to its neighbour, nor to envd.
+    assert neighbour.commands.run("echo alive").stdout == "alive\n"
+    with ThreadPoolExecutor(10) as pool:
+        contents = list(pool.map(lambda _: sandbox.files.read("/etc/hostname"), range(50)))
+    assert len(set(contents)) == 1
+    with pytest.raises(SandboxException):
+        sandbox.commands.run("true", timeout=30)
+    sandbox.commands.send_stdin(handle.pid, "\n")
+    wait_for("a process to be had again", lambda: runs_something(sandbox), seconds=30)
+
+
+def runs_something(sandbox: Sandbox) -> bool:
+    try:
+        return sandbox.commands.run("echo alive", timeout=30).stdout == "alive\n"
+    except SandboxException:
+        return False
+
+
+def test_a_fork_bomb_can_be_ended(create: Create) -> None:
+    sandbox, neighbour = create(), create()
+    sandbox.commands.run("bomb() { bomb | bomb & }; bomb", background=True, timeout=0)
+    for number in range(5):
+        assert neighbour.commands.run(f"echo {number}").stdout == f"{number}\n"
+    assert sandbox.kill() is True
+    assert not sandbox.is_running()
+    assert neighbour.is_running()
+
+
+def test_memory_is_bounded_and_envd_survives(create: Create) -> None:
+    sandbox = create()
+    limit = sandbox.get_info().memory_mb
+    sandbox.files.write("/tmp/memory.py", MEMORY)
+    handle = sandbox.commands.run("exec python3 /tmp/memory.py", background=True, timeout=120)
+    with pytest.raises(CommandExitException) as caught:
+        handle.wait()
+    assert caught.value.exit_code in {-1, 137}
+    taken = int(caught.value.stdout.split()[-1])
+    assert limit / 4 < taken < limit * 1.1
+    assert sandbox.commands.run("echo alive").stdout == "alive\n"
+    assert sandbox.is_running()
+
+
+def test_a_fork_of_a_memory_hog_does_not_escape(create: Create) -> None:
+    sandbox = create()
+    sandbox.files.write("/tmp/memory.py", MEMORY)
+    everybody = " & ".join(["python3 /tmp/memory.py >/dev/null"] * 4) + " & wait"
+    sandbox.commands.run(everybody, user="root", timeout=120)
+    assert sandbox.commands.run("echo alive").stdout == "alive\n"
+
+
+def host_free() -> int:
+    return shutil.disk_usage(paths.DATA_DIR).free
+
+
+def test_the_disk_is_bounded(create: Create) -> None:
+    sandbox, neighbour = create(), create()
+    # Reserving counts against the limit without the host having to write it.
+    script = """
+        n=0
+        while fallocate -l 256M fill-$n 2>err; do n=$((n+1)); [ $n -lt 400 ] || break; done
+        echo $n; cat err
+        while fallocate -l 4M fill-rest-$n 2>/dev/null; do n=$((n+1)); done
+    """
+    out = sandbox.commands.run(script, timeout=240).stdout
+    count, message = out.split("\n", 1)
+    assert int(count) < 400, "a sandbox could reserve 100 GB"
+    assert "No space left" in message or "quota exceeded" in message.lower(), message
+    with pytest.raises(CommandExitException):
+        sandbox.commands.run("head -c 64M /dev/urandom > one-more")
+    with pytest.raises(NotEnoughSpaceException):
+        sandbox.files.write("too-much", os.urandom(24 << 20))
+    assert neighbour.commands.run("head -c 64M /dev/zero > mine && stat -c %s mine").stdout
+    # What is removed can be used again.
+    sandbox.commands.run("rm -f fill-* one-more too-much")
+
+    def writable() -> bool:
+        try:
+            sandbox.files.write("again", b"x" * (1 << 20))
+        except NotEnoughSpaceException:
+            return False
+        return True
+
+    wait_for("the freed space", writable, seconds=60)
+
+
+def test_a_killed_sandboxs_disk_is_freed(create: Create) -> None:
+    before = host_free()
+    sandbox = create()
+    sandbox.commands.run("head -c 600M /dev/urandom > big", timeout=120)
+    sandbox.kill()
+    os.sync()
+    wait_for("the host's space to come back", lambda: before - host_free() < 300 << 20, seconds=60)
+
+
+def test_descriptors_and_watches_are_not_shared(create: Create) -> None:
+    script = """
+import ctypes, os
+libc = ctypes.CDLL(None)
+count = 0
+while count < 5000 and libc.inotify_init() >= 0:
+    count += 1
+print(count)
+"""
+    hog, neighbour = create(), create()
+    hog.files.write("/tmp/inotify.py", script)
+    hog.commands.run("python3 /tmp/inotify.py; sleep 0")
+    handle = hog.commands.run("python3 -i /tmp/inotify.py", background=True, stdin=True, timeout=0)
+    neighbour.files.make_dir("watched")
+    watch = neighbour.files.watch_dir("watched")
+    neighbour.files.write("watched/x", "")
+    assert watch.get_new_events()
+    watch.stop()
+    handle.kill()

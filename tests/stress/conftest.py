@@ -1,0 +1,29 @@
+"""Counting what the stack has on the host."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+
+from support.host import Counts, count
+from support.stack import Stack
+
+
+def instance_of(stack: Stack) -> str:
+    """The instance's id, which its data directory keeps."""
+    text = (stack.data_dir / "instance").read_text().strip()
+    assert re.fullmatch(r"[0-9a-f]{6}", text), text
+    return text
+
+
+@pytest.fixture
+def instance(stack: Stack) -> str:
+    return instance_of(stack)
+
+
+@pytest.fixture
+def counts(stack: Stack) -> Callable[[], Counts]:
+    """Counts what the stack has on the host now."""
+    return lambda: count(instance_of(stack), stack.pid, stack.data_dir)
