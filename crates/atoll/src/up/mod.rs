@@ -21,6 +21,7 @@ use std::{
 use atoll_core::{Error, Result, error::codes};
 use atoll_network::Cidr;
 use atoll_template::CaBundle;
+use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::terminal;
@@ -85,9 +86,10 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
     // Registered first: a signal during start-up must clean up too.
     let mut stop = StopSignals::register()?;
     require_root()?;
+    raise_file_limit();
     let directory = DataDir::open(&arguments.data_dir)?;
     let keys = Keys::load(&directory, arguments.fresh_keys)?;
-    refuse_open_development_keys(&arguments, &keys);
+    warn_of_development_keys(&arguments, &keys);
     let listeners = Listeners::bind(arguments.listen, &arguments.ports).await?;
     let environment = Environment::new(&arguments, &keys);
     environment.forget(&directory);
@@ -131,7 +133,16 @@ fn require_root() -> Result<()> {
     .with_fix("Run it with sudo; what runs inside sandboxes has no privilege on this host."))
 }
 
-fn refuse_open_development_keys(arguments: &Arguments, keys: &Keys) {
+/// A sandbox takes some ten descriptors, and a connection two; systems start programs with 1024.
+fn raise_file_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the limit of open files could not be raised");
+    }
+}
+
+fn warn_of_development_keys(arguments: &Arguments, keys: &Keys) {
     if !arguments.listen.is_loopback() && keys.are_development() {
         terminal::say(
             "The development keys are published, so they are refused from other machines. \
