@@ -27,6 +27,15 @@ const FIELDS: &str = "
 | `network` | default values only |
 | `iam` | without tokens only |
 | `volumeMounts` | empty only |
+
+`metadata` and `envVars` may have 256 KiB each.
+
+## Fields of `POST /sandboxes/{sandboxID}/connect` and its v2
+
+| field | support |
+|---|---|
+| `timeout` | built |
+| `memory` | refused: 400, `sandbox_memory_override_disabled` |
 ";
 
 /// The whole document.

@@ -63,10 +63,20 @@ impl Control {
     /// Tells the node of a deadline that moved, so that it ends the sandbox even if this control
     /// plane is gone by then. A failure is logged: the deadline here is the one in force.
     pub(crate) fn mirror_deadline(self: &Arc<Self>, entry: &Entry) {
-        let (control, id, end_at) = (self.clone(), entry.record.id.clone(), entry.record.end_at);
+        let (control, id) = (self.clone(), entry.record.id.clone());
         self.tasks.spawn(async move {
-            if let Err(error) = control.node.set_end(&id, end_at).await {
-                tracing::warn!(sandbox = %id, %error, "the node was not told of a new deadline");
+            // Read here, and again after telling: the tasks of two requests run in either order.
+            let mut told = None;
+            while let Ok(Some(entry)) = control.catalogue.get(&id).await {
+                let end_at = entry.record.end_at;
+                if told == Some(end_at) {
+                    return;
+                }
+                if let Err(error) = control.node.set_end(&id, end_at).await {
+                    tracing::warn!(sandbox = %id, %error, "the node was not told of a new deadline");
+                    return;
+                }
+                told = Some(end_at);
             }
         });
     }

@@ -17,7 +17,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{connection, control::Control, evictor, router::router, sampler, watcher};
 
 /// How long requests under way, and then background work, may take to finish at shutdown.
-const GRACE: Duration = Duration::from_secs(10);
+const GRACE: Duration = Duration::from_secs(2);
 
 /// Pause after a connection could not be accepted, most likely for want of file descriptors.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);

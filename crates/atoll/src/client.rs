@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, env};
 
-use atoll_core::{Error, Result, error::codes};
+use atoll_core::{Code, Error, Result, error::codes};
 use atoll_wire::{
     guest::ENVD_PORT,
     rest,
@@ -117,7 +117,8 @@ impl Client {
 
     fn new(api_url: &str, sandbox_url: &str, api_key: &str) -> Self {
         Self {
-            http: reqwest::Client::new(),
+            // A proxy for the internet is no way to this deployment, and must not see the key.
+            http: reqwest::Client::builder().no_proxy().build().unwrap_or_default(),
             guests: HttpClient::plaintext(),
             api_url: api_url.trim_end_matches('/').to_owned(),
             sandbox_url: sandbox_url.trim_end_matches('/').to_owned(),
@@ -153,15 +154,11 @@ impl Client {
             .json()
             .await
             .map_err(|_| Error::new(codes::INTERNAL, format!("the API answered {status}.")))?;
-        let code = error
-            .error_code
-            .as_deref()
-            .and_then(|code| codes::find(code.strip_prefix("ATL-")?.parse().ok()?))
-            .unwrap_or(match status {
-                StatusCode::NOT_FOUND => codes::NOT_FOUND,
-                StatusCode::UNAUTHORIZED => codes::UNAUTHENTICATED,
-                _ => codes::INVALID_REQUEST,
-            });
+        let code = error.error_code.as_deref().and_then(find_code).unwrap_or(match status {
+            StatusCode::NOT_FOUND => codes::NOT_FOUND,
+            StatusCode::UNAUTHORIZED => codes::UNAUTHENTICATED,
+            _ => codes::INVALID_REQUEST,
+        });
         // The API's messages say what to do themselves.
         Err(Error::new(code, error.message).with_fix(""))
     }
@@ -286,6 +283,14 @@ impl Client {
 
 fn not_started(error: &ConnectError) -> Error {
     failed("the command could not be started", error)
+}
+
+/// The code that the API names: by its number, or as the contract spells it.
+fn find_code(name: &str) -> Option<Code> {
+    match name.strip_prefix("ATL-") {
+        Some(number) => codes::find(number.parse().ok()?),
+        None => codes::ALL.iter().copied().find(|code| code.wire == Some(name)),
+    }
 }
 
 /// The innermost cause: the outer ones repeat the URL.

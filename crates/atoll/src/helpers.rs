@@ -21,12 +21,15 @@ impl Launcher {
     /// Writes this build's launcher below `directory`, in place of whatever is there, and opens it.
     ///
     /// # Errors
-    /// `DATA_DIR_UNUSABLE` when it cannot be written.
+    /// `DATA_DIR_UNUSABLE` or `DISK_FULL` when it cannot be written.
     pub(crate) fn install(directory: &Path) -> Result<Self> {
         let path = directory.join("atoll-launcher");
         write_program(directory, &path, LAUNCHER).map(Self).map_err(|error| {
-            let message = format!("cannot write {}: {error}.", path.display());
-            Error::new(codes::DATA_DIR_UNUSABLE, message)
+            let code = match error.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => codes::DISK_FULL,
+                _ => codes::DATA_DIR_UNUSABLE,
+            };
+            Error::new(code, format!("cannot write {}: {error}.", path.display()))
         })
     }
 

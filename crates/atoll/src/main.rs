@@ -62,6 +62,8 @@ fn main() -> ExitCode {
             Command::Bench(arguments) => bench::run(arguments).await,
         }
     });
+    // A blocking read, of standard input say, cannot be cancelled: dropping the runtime would wait.
+    runtime.shutdown_background();
     match outcome {
         Ok(code) => code,
         Err(error) => {

@@ -1,8 +1,7 @@
 //! What people see: messages, progress, logs.
-#![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use std::{
-    io::IsTerminal,
+    io::{IsTerminal, Write},
     sync::{Mutex, OnceLock, PoisonError},
     time::Duration,
 };
@@ -16,18 +15,20 @@ pub(crate) fn start_logging() {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
 }
 
 /// A line on standard output.
 pub(crate) fn say(text: &str) {
-    println!("{text}");
+    // Whoever read this may have left; what is being done goes on.
+    let _ = writeln!(std::io::stdout(), "{text}");
 }
 
 /// A failure, on standard error.
 pub(crate) fn fail(text: &str) {
-    eprintln!("atoll: {text}");
+    let _ = writeln!(std::io::stderr(), "atoll: {text}");
 }
 
 /// Progress of something slow: a bar on a terminal, a line a step elsewhere; nothing if it turns out

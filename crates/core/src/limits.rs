@@ -21,6 +21,9 @@ pub const MIN_REFRESH: Duration = Duration::from_secs(15);
 pub const MAX_REFRESH: Duration = Duration::from_secs(3600);
 /// Idle connections through the proxies live longer than any SDK keepalive (contract 15.4).
 pub const PROXY_IDLE: Duration = Duration::from_secs(620);
+/// Most bytes of a sandbox's metadata, and of its variables, names included. Ours: the contract has
+/// none, and the kernel takes little more in a program's environment.
+pub const MAX_LABELS: usize = 256 * 1024;
 /// Most sandbox ids in one metrics batch.
 pub const METRICS_BATCH: usize = 100;
 /// How often a sandbox's resource use is sampled (contract 9.1).

@@ -5,7 +5,8 @@
 //! `update-ca-certificates` to pick up.
 
 use std::{
-    fs, io,
+    fs::{self, OpenOptions},
+    io::{self, Write},
     path::{Path, PathBuf},
 };
 
@@ -74,7 +75,10 @@ fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
         fs::create_dir_all(directory)?;
     }
     let draft = path.with_extension("crt.new");
-    fs::write(&draft, content)?;
+    // Others can write to some of these directories: whatever has the name goes, and nothing that
+    // is put there since is followed.
+    let _ = fs::remove_file(&draft);
+    OpenOptions::new().write(true).create_new(true).open(&draft)?.write_all(content)?;
     fs::rename(&draft, &path).inspect_err(|_| {
         let _ = fs::remove_file(&draft);
     })

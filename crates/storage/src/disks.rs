@@ -32,6 +32,9 @@ use crate::{
     pool::Pool,
 };
 
+/// A disk may take at most one part in this many of the pool.
+const SHARE: u64 = 4;
+
 /// How often what could not be deleted is tried again.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -89,6 +92,9 @@ impl Disks {
 
     /// Takes a ready disk, or makes one, and limits it to `limit` bytes.
     pub(crate) async fn take(self: &Arc<Self>, limit: u64) -> Result<Disk> {
+        // Whatever the template asks for, no sandbox can fill the pool by itself.
+        let (_, total) = self.pool.usage()?;
+        let limit = limit.min(total / SHARE);
         let ready = self.lock_ready().pop_front();
         self.taken.notify_one();
         let disks = Arc::clone(self);

@@ -122,7 +122,8 @@ impl Service {
 }
 
 impl Handle {
-    /// A disk that nobody used before, limited to `limit_bytes`, file system overhead included.
+    /// A disk that nobody used before, limited to `limit_bytes`, file system overhead included, and
+    /// to a quarter of the pool.
     ///
     /// # Errors
     /// `DISK_FULL` or `POOL_FAILED`.

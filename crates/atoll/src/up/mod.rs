@@ -89,7 +89,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
     raise_file_limit();
     let directory = DataDir::open(&arguments.data_dir)?;
     let keys = Keys::load(&directory, arguments.fresh_keys)?;
-    warn_of_development_keys(&arguments, &keys);
+    require_usable_keys(&arguments, &keys)?;
     let listeners = Listeners::bind(arguments.listen, &arguments.ports).await?;
     let environment = Environment::new(&arguments, &keys);
     environment.forget(&directory);
@@ -142,13 +142,23 @@ fn raise_file_limit() {
     }
 }
 
-fn warn_of_development_keys(arguments: &Arguments, keys: &Keys) {
-    if !arguments.listen.is_loopback() && keys.are_development() {
+/// The development keys are published: they are taken from this machine only.
+fn require_usable_keys(arguments: &Arguments, keys: &Keys) -> Result<()> {
+    let listen = arguments.listen;
+    if !keys.are_development() || listen.is_loopback() {
+        return Ok(());
+    }
+    if listen.is_unspecified() {
         terminal::say(
             "The development keys are published, so they are refused from other machines. \
              Start with --fresh-keys to use this deployment from elsewhere.",
         );
+        return Ok(());
     }
+    let message =
+        format!("the development keys work over loopback only, and {listen} is not that.");
+    Err(Error::new(codes::BAD_OPTION, message)
+        .with_fix("Start with --fresh-keys, or listen on 127.0.0.1 or 0.0.0.0."))
 }
 
 fn ca_bundle(choice: &str) -> CaBundle {
@@ -206,10 +216,11 @@ fn display_path(path: &Path) -> String {
         .map_or_else(|_| path.display().to_string(), |short| format!("./{}", short.display()))
 }
 
-/// Ctrl-C and SIGTERM.
+/// Ctrl-C, SIGTERM and a terminal that goes away.
 struct StopSignals {
     interrupt: tokio::signal::unix::Signal,
     terminate: tokio::signal::unix::Signal,
+    hangup: tokio::signal::unix::Signal,
 }
 
 impl StopSignals {
@@ -222,6 +233,7 @@ impl StopSignals {
         Ok(Self {
             interrupt: on(SignalKind::interrupt())?,
             terminate: on(SignalKind::terminate())?,
+            hangup: on(SignalKind::hangup())?,
         })
     }
 
@@ -229,6 +241,7 @@ impl StopSignals {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
+            _ = self.hangup.recv() => {}
         }
     }
 }

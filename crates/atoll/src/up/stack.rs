@@ -12,7 +12,7 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use atoll_core::{Result, SandboxId};
+use atoll_core::{Error, Result, SandboxId, error::codes};
 use atoll_isolation::{
     Driver,
     container::{self, Container},
@@ -21,6 +21,7 @@ use atoll_orchestrator::rpc;
 use atoll_proxy::{Directory, Location, Sandboxes};
 use atoll_state::{Database, MemoryCatalogue, SqliteDatabase, database::NewBuild, model::Build};
 use atoll_storage::BuildManifest;
+use tokio::task::{JoinError, JoinHandle};
 use uuid::Uuid;
 
 use super::{
@@ -45,6 +46,7 @@ pub(crate) struct Stack {
     claim: Option<Claim>,
     /// Kept open: it is run through its descriptor.
     launcher: Option<Launcher>,
+    starting_storage: Option<JoinHandle<Result<atoll_storage::Service>>>,
     storage: Option<atoll_storage::Service>,
     network: Option<atoll_network::Service>,
     driver: Option<Arc<Container>>,
@@ -95,12 +97,17 @@ impl Stack {
         );
         self.driver = Some(driver.clone());
 
-        let storage = atoll_storage::Service::start(atoll_storage::Options {
-            data_dir: directory.path().to_path_buf(),
-            pool_bytes: arguments.pool_gib.map(|size| size.saturating_mul(GIB)),
-            disks: arguments.ready,
-        })
-        .await?;
+        // In a task: making and mounting the pool goes on when this is dropped, and must then be
+        // undone.
+        let starting = self.starting_storage.insert(tokio::spawn(atoll_storage::Service::start(
+            atoll_storage::Options {
+                data_dir: directory.path().to_path_buf(),
+                pool_bytes: arguments.pool_gib.map(|size| size.saturating_mul(GIB)),
+                disks: arguments.ready,
+            },
+        )));
+        let storage = finished(starting.await)?;
+        self.starting_storage = None;
         let storage = self.storage.insert(storage).handle();
 
         let network = atoll_network::Service::start(atoll_network::Options {
@@ -222,7 +229,11 @@ impl Stack {
         {
             tracing::error!(%error, "the network could not be removed");
         }
-        if let Some(storage) = self.storage.take() {
+        let storage = match self.starting_storage.take() {
+            Some(starting) => finished(starting.await).ok(),
+            None => self.storage.take(),
+        };
+        if let Some(storage) = storage {
             storage.shutdown().await;
         }
         if let Some(database) = self.database.take() {
@@ -235,10 +246,15 @@ impl Stack {
     }
 }
 
+/// The outcome of a task.
+fn finished<T>(outcome: std::result::Result<Result<T>, JoinError>) -> Result<T> {
+    outcome.unwrap_or_else(|error| Err(Error::new(codes::INTERNAL, format!("{error}."))))
+}
+
 fn new_build(manifest: &BuildManifest) -> Result<NewBuild> {
     let id = Uuid::parse_str(&manifest.id).map_err(|error| {
-        atoll_core::Error::new(
-            atoll_core::error::codes::LAYER_CORRUPT,
+        Error::new(
+            codes::LAYER_CORRUPT,
             format!("build {} has no proper id: {error}.", manifest.id),
         )
     })?;
