@@ -32,7 +32,7 @@ def test_every_port_is_on_loopback_by_default(stack: Stack) -> None:
     assert all(address.startswith("127.0.0.1:") for address in ours), ours
 
 
-@pytest.mark.parametrize("credentials", [None, "", "Bearer ", "Bearer wrong", "Basic d3Jvbmc="])
+@pytest.mark.parametrize("credentials", [None, "", "Bearer", "Bearer wrong", "Basic d3Jvbmc="])
 @pytest.mark.parametrize("path", ["/v1/info", "/v1/sandboxes", "/v1/ended", "/nothing"])
 def test_node_rpc_wants_its_token(stack: Stack, path: str, credentials: str | None) -> None:
     headers = {} if credentials is None else {"Authorization": credentials}

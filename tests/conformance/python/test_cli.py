@@ -1,0 +1,120 @@
+"""The command line, as somebody without an SDK uses it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from support import paths
+from support.stack import PORTS, Stack
+
+
+def atoll(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Runs `atoll` with no input, unless told otherwise."""
+    options.setdefault("stdin", subprocess.DEVNULL if "input" not in options else None)
+    command = [str(paths.ATOLL), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, **options)
+
+
+@pytest.fixture
+def sandbox(stack: Stack) -> Iterator[str]:
+    """A sandbox made by the command line."""
+    created = atoll("sandbox", "create", "--metadata", "made=by-cli", "--env", "GREETING=hello")
+    assert created.returncode == 0, created.stderr
+    name = created.stdout.strip()
+    yield name
+    atoll("sandbox", "kill", name)
+
+
+def test_a_sandbox_from_create_to_kill(sandbox: str) -> None:
+    listed = json.loads(atoll("sandbox", "list", "--json").stdout)
+    (mine,) = [item for item in listed if item["sandboxID"] == sandbox]
+    assert mine["metadata"] == {"made": "by-cli"}
+    assert sandbox in atoll("sandbox", "list").stdout
+    assert json.loads(atoll("sandbox", "info", sandbox, "--json").stdout)["sandboxID"] == sandbox
+    assert atoll("sandbox", "kill", sandbox).returncode == 0
+    again = atoll("sandbox", "kill", sandbox)
+    assert again.returncode == 1
+    assert sandbox in again.stderr
+
+
+def test_exec_keeps_streams_and_exit_code_apart(sandbox: str) -> None:
+    ran = atoll("sandbox", "exec", sandbox, "echo $GREETING; echo oops >&2; exit 7")
+    assert (ran.stdout, ran.stderr, ran.returncode) == ("hello\n", "oops\n", 7)
+
+
+def test_exec_passes_input_on(sandbox: str) -> None:
+    text = "line\n" * 50_000
+    ran = atoll("sandbox", "exec", sandbox, "wc -l", input=text)
+    assert (ran.stdout.strip(), ran.returncode) == ("50000", 0)
+
+
+def test_exec_takes_arguments_as_they_are(sandbox: str) -> None:
+    ran = atoll("sandbox", "exec", sandbox, "--", "printf", "%s|", "a b", "$HOME", "-n")
+    assert ran.stdout == "a b|$HOME|-n|"
+
+
+def test_exec_runs_as_whom_and_where_it_is_told(sandbox: str) -> None:
+    ran = atoll(
+        "sandbox", "exec", "-u", "root", "-w", "/tmp", "-e", "A=b", sandbox, "id -un; pwd; echo $A"
+    )
+    assert ran.stdout.split() == ["root", "/tmp", "b"]
+
+
+def test_exec_reports_a_signal_as_a_shell_does(sandbox: str) -> None:
+    assert atoll("sandbox", "exec", sandbox, "kill -9 $$").returncode == 128 + 9
+
+
+def test_exec_ends_with_its_command_though_its_input_goes_on(sandbox: str) -> None:
+    command = [str(paths.ATOLL), "sandbox", "exec", sandbox, "echo done"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as ran:
+        assert ran.stdout
+        assert ran.stdout.read() == "done\n"
+        # The pipe to its input is still open here.
+        assert ran.wait(timeout=30) == 0
+
+
+def test_without_a_key_it_says_what_to_do(stack: Stack) -> None:
+    ran = atoll("sandbox", "list", env={"PATH": "/usr/bin:/bin"})
+    assert ran.returncode == 1
+    assert "ATL-2002" in ran.stderr
+    assert "env" in ran.stderr
+
+
+def test_without_a_server_it_says_what_to_do(stack: Stack) -> None:
+    nobody = {"PATH": "/usr/bin", "E2B_API_KEY": "e2b_00", "E2B_API_URL": "http://127.0.0.1:1"}
+    ran = atoll("sandbox", "list", env=nobody)
+    assert ran.returncode == 1
+    assert "atoll up" in ran.stderr
+
+
+def test_a_reader_that_leaves_is_no_crash(stack: Stack) -> None:
+    ran = subprocess.run(
+        f"{paths.ATOLL} explain ATL-1001 | true", shell=True, capture_output=True, text=True
+    )
+    assert "panicked" not in ran.stderr
+
+
+def test_doctor_tries_what_it_reports(stack: Stack) -> None:
+    ports = [part for name, port in PORTS.items() for part in (f"--{name}-port", str(port))]
+    ran = atoll("doctor", "--json", "--data-dir", str(paths.DATA_DIR), *ports)
+    report = json.loads(ran.stdout)
+    verdicts = {finding["name"]: finding["verdict"] for finding in report["findings"]}
+    assert report["ready"] is True, ran.stdout
+    assert ran.returncode == 0
+    assert verdicts["container driver"] == "ok"
+    # The running stack has them.
+    assert verdicts["ports"] == "warning"
+
+
+def test_bench_reports_figures(stack: Stack) -> None:
+    ran = atoll("bench", "--json", "--creates", "5")
+    assert ran.returncode == 0, ran.stderr
+    rows = json.loads(ran.stdout)["rows"]
+    names = {row["name"] for row in rows}
+    assert {"create", "create to first command", "kill", "command round trip"} <= names
+    assert all(0 < row["min"] <= row["p50"] <= row["p99"] <= row["max"] for row in rows)
