@@ -1,9 +1,11 @@
 //! The host's side of isolation: one nft table per instance, and forwarding on the uplinks.
 //!
-//! The table is set once and never changes: it matches links by their name's prefix, and what may
-//! differ between slots is the link's group (see [`Group`]). Forwarding is switched per link, never
-//! for the whole host. Where it was off on an uplink the host was no router, and must not become one
-//! for others on that network: the table then drops what enters there for anyone but sandboxes.
+//! The table is set once and never changes, and a guard puts it back when someone flushes the whole
+//! ruleset, as a reload of the host's own firewall does. It matches links by their name's prefix,
+//! and what may differ between slots is the link's group (see [`Group`]). Forwarding is switched per
+//! link, never for the whole host. Where it was off on an uplink the host was no router, and must
+//! not become one for others on that network: the table then drops what enters there for anyone but
+//! sandboxes.
 //!
 //! Which uplinks Atoll switched is kept in the table itself, in its set `uplinks`. So it survives a
 //! crash, and two instances on a host know of each other: the last one to stop switches back.
@@ -14,11 +16,17 @@ use std::{
     io,
     net::Ipv4Addr,
     path::PathBuf,
+    sync::Arc,
+    time::Duration,
 };
 
 use atoll_core::{Error, Result, error::codes};
 use nix::net::if_::if_indextoname;
-use tokio::task::{JoinError, spawn_blocking};
+use tokio::{
+    sync::oneshot,
+    task::{JoinError, JoinHandle, spawn_blocking},
+    time::timeout,
+};
 
 use crate::{
     cidr::Cidr,
@@ -27,9 +35,9 @@ use crate::{
     nft, sysctl,
 };
 
-/// What no sandbox reaches: private, shared, loopback, link-local, multicast and reserved ranges,
-/// and the metadata addresses of clouds that lie outside of these.
-const BLOCKED: [Cidr; 11] = [
+/// What no sandbox reaches: private, shared, loopback, link-local, protocol, benchmark, multicast
+/// and reserved ranges, and the metadata addresses of clouds that lie outside of these.
+const BLOCKED: [Cidr; 12] = [
     block(0, 0, 0, 0, 8),
     block(10, 0, 0, 0, 8),
     block(100, 64, 0, 0, 10),
@@ -37,19 +45,34 @@ const BLOCKED: [Cidr; 11] = [
     block(169, 254, 0, 0, 16),
     block(172, 16, 0, 0, 12),
     block(192, 168, 0, 0, 16),
-    block(192, 0, 0, 192, 32),
+    block(192, 0, 0, 0, 24),
+    block(198, 18, 0, 0, 15),
     block(168, 63, 129, 16, 32),
     block(224, 0, 0, 0, 4),
     block(240, 0, 0, 0, 4),
 ];
 
+/// Seconds that a silent TCP connection of a sandbox stays in the host's connection table, which
+/// does not notice when the sandbox goes. The kernel's default is five days; two hours is when
+/// keepalives start.
+const LONGEST_SILENCE: u32 = 7200;
+/// Seconds for which the host remembers a TCP connection of a sandbox that has been closed. The
+/// kernel's 120 would let one sandbox fill the table with connections that it opens and closes.
+const LINGER: u32 = 10;
+
+/// How often the guard looks whether the table is still there.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+
 const fn block(a: u8, b: u8, c: u8, d: u8, length: u8) -> Cidr {
     Cidr::around(Ipv4Addr::new(a, b, c, d), length)
 }
 
-/// The installed table.
+/// The installed table. Dropping it ends the guard and leaves the table.
 pub(crate) struct Firewall {
     names: Names,
+    guard: JoinHandle<()>,
+    /// The guard ends when this is dropped.
+    guarding: oneshot::Sender<()>,
 }
 
 impl Firewall {
@@ -64,17 +87,43 @@ impl Firewall {
             let names = names.clone();
             move || install(&names, network, &deny, &uplinks)
         });
-        blocking(result.await)?;
-        Ok(Self { names })
+        let script = blocking(result.await)?;
+        let (guarding, end) = oneshot::channel();
+        let guard = tokio::spawn(guard(names.table(), script.into(), end));
+        Ok(Self { names, guard, guarding })
     }
 
     /// Undoes [`Firewall::install`]. The instance's links must be gone.
     pub(crate) async fn remove(self) -> Result<()> {
-        blocking(spawn_blocking(move || remove(&self.names)).await)
+        let Self { names, guard, guarding } = self;
+        // Not aborted but awaited: a check under way could put the table back after its removal.
+        drop(guarding);
+        if let Err(error) = guard.await {
+            tracing::error!(%error, "the firewall's guard has failed");
+        }
+        blocking(spawn_blocking(move || remove(&names)).await)
     }
 }
 
-fn blocking(result: std::result::Result<Result<()>, JoinError>) -> Result<()> {
+/// Puts the table back whenever it is gone, until `end`'s sender is.
+async fn guard(table: String, script: Arc<str>, mut end: oneshot::Receiver<()>) {
+    while timeout(LOOK_AGAIN, &mut end).await.is_err() {
+        let (name, script) = (table.clone(), Arc::clone(&script));
+        if let Err(error) = blocking(spawn_blocking(move || restore(&name, &script)).await) {
+            tracing::error!(%error, table, "cannot make sure that the firewall is in place");
+        }
+    }
+}
+
+fn restore(table: &str, script: &str) -> Result<()> {
+    if nft::has_table(table).map_err(nft_failed)? {
+        return Ok(());
+    }
+    tracing::error!(table, "someone has removed the firewall of the sandboxes: restoring it");
+    nft::apply(script).map_err(nft_failed)
+}
+
+fn blocking<T>(result: std::result::Result<Result<T>, JoinError>) -> Result<T> {
     result.unwrap_or_else(|error| Err(failed(&io::Error::other(error))))
 }
 
@@ -95,7 +144,8 @@ fn nft_failed(error: io::Error) -> Error {
     }
 }
 
-fn install(names: &Names, network: Cidr, deny: &[Cidr], uplinks: &[u32]) -> Result<()> {
+/// Returns the script that sets the table.
+fn install(names: &Names, network: Cidr, deny: &[Cidr], uplinks: &[u32]) -> Result<String> {
     let switched_before: BTreeSet<String> = switched_uplinks()?.into_values().flatten().collect();
     let mut switched = Vec::new();
     let mut off = Vec::new();
@@ -110,10 +160,12 @@ fn install(names: &Names, network: Cidr, deny: &[Cidr], uplinks: &[u32]) -> Resu
         }
     }
     // The table first: nothing may pass unguarded in between.
-    nft::apply(&table(names, network, deny, &switched)).map_err(nft_failed)?;
+    let script = table(names, network, deny, &switched);
+    nft::apply(&script).map_err(nft_failed)?;
     off.iter()
         .try_for_each(|name| sysctl::write(forwarding(name), "1"))
-        .map_err(|error| failed(&error))
+        .map_err(|error| failed(&error))?;
+    Ok(script)
 }
 
 fn remove(names: &Names) -> Result<()> {
@@ -189,6 +241,7 @@ delete table inet {table}
 table inet {table} {{
   set uplinks {{ type ifname; {uplinks} }}
   set blocked {{ type ipv4_addr; flags interval; auto-merge; elements = {{ {blocked} }} }}
+  ct timeout flows {{ protocol tcp; l3proto ip; policy = {{ established: {LONGEST_SILENCE}, time_wait: {LINGER} }}; }}
 
   # A source is real when the route back to it leads to where it came from. Not left to rp_filter,
   # which distributions loosen as links appear.
@@ -216,6 +269,7 @@ table inet {table} {{
     iifgroup != {online} {reject}
     oifgroup {groups} {reject}
     ip daddr @blocked {reject}
+    ct state new meta l4proto tcp ct timeout set "flows"
     accept
   }}
 

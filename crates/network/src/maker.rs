@@ -27,6 +27,10 @@ use crate::{
     sysctl,
 };
 
+/// Flows of one sandbox to the outside at once. Each takes an entry in the host's connection table
+/// too, which has 262,144 by default: without a limit a port scan would fill it for everyone.
+const MOST_FLOWS: u32 = 4096;
+
 /// What slots are made from.
 pub(crate) struct Maker {
     pub(crate) names: Names,
@@ -94,7 +98,7 @@ impl Maker {
     }
 }
 
-/// Runs in the new namespace: switches and source NAT.
+/// Runs in the new namespace: switches and rules.
 fn prepare_inside(first_uid: u32, outer: Ipv4Addr) -> io::Result<()> {
     // `default` is what eth0 will copy; lo keeps its IPv6, so that ::1 works.
     sysctl::disable_ipv6("default")?;
@@ -103,10 +107,37 @@ fn prepare_inside(first_uid: u32, outer: Ipv4Addr) -> io::Result<()> {
     // Ping without privilege. The ids are read in the writer's user namespace: ours.
     let last = first_uid + (IDS_PER_SLOT - 1);
     sysctl::write("/proc/sys/net/ipv4/ping_group_range", &format!("{first_uid} {last}"))?;
-    nft::apply(&format!(
-        "table ip atoll {{ chain postrouting {{ type nat hook postrouting priority srcnat; \
-         oifname \"{INNER_LINK}\" snat to {outer}; }}; }}\n"
-    ))
+    nft::apply(&rules(outer))
+}
+
+/// Source NAT, and limits on what it makes the kernel remember.
+fn rules(outer: Ipv4Addr) -> String {
+    format!(
+        r#"table ip atoll {{
+  # Nothing on loopback is translated, so nothing there needs an entry.
+  chain untracked {{
+    type filter hook output priority raw; policy accept;
+    oifname "lo" notrack
+  }}
+
+  chain flows {{
+    type filter hook output priority filter; policy accept;
+    oifname "{INNER_LINK}" ct state new ct count over {MOST_FLOWS} goto refuse
+  }}
+
+  # Programs fail at once instead of waiting for an answer.
+  chain refuse {{
+    meta l4proto tcp reject with tcp reset
+    reject with icmp admin-prohibited
+  }}
+
+  chain postrouting {{
+    type nat hook postrouting priority srcnat; policy accept;
+    oifname "{INNER_LINK}" snat to {outer}
+  }}
+}}
+"#
+    )
 }
 
 /// Runs on the host.

@@ -17,6 +17,13 @@ pub(crate) fn list_sets() -> io::Result<serde_json::Value> {
     serde_json::from_slice(&text).map_err(io::Error::other)
 }
 
+/// Whether there is an `inet` table of this name.
+pub(crate) fn has_table(name: &str) -> io::Result<bool> {
+    let text = run(&["list", "tables", "inet"], "")?;
+    let line = format!("table inet {name}");
+    Ok(String::from_utf8_lossy(&text).lines().any(|table| table == line))
+}
+
 fn run(arguments: &[&str], input: &str) -> io::Result<Vec<u8>> {
     let mut child = Command::new("nft")
         .args(arguments)

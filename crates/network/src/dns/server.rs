@@ -24,7 +24,7 @@ use super::{
 use crate::NAME_SERVER;
 
 /// Queries of one slot that may be under way over UDP. More wait in the socket's buffer.
-const MOST_QUERIES: usize = 64;
+const MOST_QUERIES: usize = 16;
 /// TCP connections of one slot. More wait to be accepted.
 const MOST_CONNECTIONS: usize = 10;
 /// How long a TCP client may take for its next query, or to read an answer.

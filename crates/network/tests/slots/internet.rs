@@ -5,8 +5,8 @@ use std::net::{TcpStream, UdpSocket};
 use atoll_network::{Service, Slot};
 
 use crate::world::{
-    DEADLINE, Place, Running, SERVER, World, eventually, forwards, ip, links, options, probe,
-    serve_udp, start,
+    DEADLINE, Place, Running, SERVER, World, command, eventually, forwards, ip, links, options,
+    probe, serve_udp, start,
 };
 
 /// How a refusal by the firewall looks from inside.
@@ -23,6 +23,8 @@ pub(crate) async fn a_sandbox_reaches_the_internet_and_nothing_else() {
     let forbidden = [
         "192.168.50.1:80",    // a private network
         "169.254.169.254:80", // cloud metadata
+        "192.0.0.9:80",       // protocol assignments
+        "198.18.0.1:80",      // benchmarks
         "198.51.100.66:80",   // denied by the options
         "203.0.113.2:80",     // the host, by its address on the uplink
         "192.168.50.2:80",    // the host, by a private address
@@ -34,6 +36,51 @@ pub(crate) async fn a_sandbox_reaches_the_internet_and_nothing_else() {
     let neighbour_address = format!("10.99.0.{}:80", other.index() + 1);
     assert_eq!(probe(&slot, &["tcp", &neighbour_address]).await, REFUSED);
     neighbour.end().await;
+    service.shutdown().await.unwrap();
+}
+
+pub(crate) async fn a_flushed_firewall_comes_back() {
+    let (_world, service, slot) = start().await;
+    // What a reload of the host's own firewall begins with.
+    command("nft", "flush ruleset");
+    let is_back = || command("nft", "list tables").contains("inet atoll_a00001");
+    assert!(!is_back());
+    eventually("the table is back", is_back).await;
+    assert_eq!(probe(&slot, &["tcp", "192.168.50.1:80"]).await, REFUSED);
+    assert_eq!(probe(&slot, &["tcp", SERVER]).await, "203.0.113.2");
+    service.shutdown().await.unwrap();
+    assert!(!is_back());
+}
+
+pub(crate) async fn a_sandbox_cannot_fill_the_connection_table() {
+    let (world, service, slot) = start().await;
+    world.internet.run(crate::dns::serve);
+    let other = service.handle().take().await.unwrap();
+    let (server, _) = Running::start(&slot, &["listen", "127.0.0.1:8080"]).await;
+    slot.connect(8080).await.unwrap();
+    assert_eq!(probe(&slot, &["tcp", "127.0.0.1:8080"]).await, "127.0.0.1:8080");
+    assert!(probe(&slot, &["dns", "udp", "example.org."]).await.starts_with("NoError"));
+    let count = || std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count").unwrap();
+    assert_eq!(Place::of_slot(&slot).run(count).trim(), "0", "loopback is not tracked");
+
+    assert_eq!(probe(&slot, &["scan", "198.51.100.1"]).await, "4096 PermissionDenied");
+    assert_eq!(probe(&slot, &["tcp", SERVER]).await, "ConnectionRefused");
+    slot.connect(8080).await.expect("loopback has no limit");
+    assert!(probe(&slot, &["dns", "udp", "example.org."]).await.starts_with("NoError"));
+    assert_eq!(probe(&other, &["tcp", SERVER]).await, "203.0.113.2", "another slot");
+    server.end().await;
+    service.shutdown().await.unwrap();
+}
+
+pub(crate) async fn a_silent_connection_is_forgotten_in_hours() {
+    let (_world, service, slot) = start().await;
+    let (mut talk, _) = Running::start(&slot, &["talk", SERVER]).await;
+    assert_eq!(talk.say("one").await, "ok");
+    let flows = std::fs::read_to_string("/proc/thread-self/net/nf_conntrack").unwrap();
+    let flow = flows.lines().find(|flow| flow.contains("ESTABLISHED")).expect(&flows);
+    // ipv4 2 tcp 6 SECONDS ESTABLISHED ...
+    let seconds: u32 = flow.split_whitespace().nth(4).unwrap().parse().unwrap();
+    assert!(seconds <= 7200, "{flow}");
     service.shutdown().await.unwrap();
 }
 
@@ -135,7 +182,7 @@ pub(crate) async fn the_host_does_not_become_a_router() {
     assert!(forwards("up0") && !forwards("lan0"));
     send("guarded");
     // Without the table the way is open: the datagram above was stopped by nothing else.
-    crate::world::command("nft", "delete table inet atoll_a00001");
+    command("nft", "delete table inet atoll_a00001");
     send("unguarded");
     assert_eq!(received.recv_timeout(DEADLINE).unwrap().1, "unguarded");
 
@@ -150,7 +197,7 @@ pub(crate) async fn two_instances_share_a_host_and_not_their_sandboxes() {
     let _world = World::new();
     let first = Service::start(options("a00001")).await.unwrap();
     // Beside the blocked ranges, so that only the rule about sandboxes can stop it.
-    let network = Some("198.18.0.0/24".parse().unwrap());
+    let network = Some("192.0.2.0/24".parse().unwrap());
     let second = Service::start(atoll_network::Options {
         network,
         first_uid: 2_000_000_000,
@@ -159,7 +206,7 @@ pub(crate) async fn two_instances_share_a_host_and_not_their_sandboxes() {
     let second = second.await.unwrap();
     let (a, b) = (first.handle().take().await.unwrap(), second.handle().take().await.unwrap());
     let (server, _) = Running::start(&b, &["listen", "0.0.0.0:80"]).await;
-    let address = format!("198.18.0.{}:80", b.index() + 1);
+    let address = format!("192.0.2.{}:80", b.index() + 1);
     assert_eq!(probe(&a, &["tcp", &address]).await, REFUSED);
     assert_eq!(probe(&a, &["tcp", SERVER]).await, "203.0.113.2");
     assert_eq!(probe(&b, &["tcp", SERVER]).await, "203.0.113.2");
@@ -171,5 +218,5 @@ pub(crate) async fn two_instances_share_a_host_and_not_their_sandboxes() {
     assert_eq!(probe(&b, &["tcp", SERVER]).await, "203.0.113.2");
     second.shutdown().await.unwrap();
     assert!(!forwards("up0"), "the last one switches back");
-    eventually("all routes are gone", || !ip("route show").contains("198.18.0.")).await;
+    eventually("all routes are gone", || !ip("route show").contains("192.0.2.")).await;
 }

@@ -34,6 +34,7 @@ pub(crate) fn main(arguments: &[String]) -> ExitCode {
         ["talk", address] => talk(address),
         ["listen", address] => listen(address),
         ["udp", address, text] => udp(address, text),
+        ["scan", address] => scan(address),
         ["dns", transport, name] => dns(transport, name),
         ["ping", address] => ping(address),
         ["forge", source, address, text] => forge(source, address, text),
@@ -95,6 +96,18 @@ fn udp(address: &str, text: &str) -> io::Result<String> {
     let mut buffer = [0; 2048];
     let length = socket.recv(&mut buffer)?;
     Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
+}
+
+/// Sends a datagram to one port after the other; prints how many left, and why the next did not.
+fn scan(address: &str) -> io::Result<String> {
+    let address: Ipv4Addr = address.parse().unwrap();
+    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    for (sent, port) in (1024..=u16::MAX).enumerate() {
+        if let Err(error) = socket.send_to(b"x", (address, port)) {
+            return Ok(format!("{sent} {:?}", error.kind()));
+        }
+    }
+    Ok("all".to_owned())
 }
 
 /// Prints the answer code, `truncated` if so, and the records.

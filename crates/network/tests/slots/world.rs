@@ -1,7 +1,7 @@
 //! A small world around the host: an internet, a private network, a metadata server.
 //!
 //! ```text
-//!  internet 203.0.113.1, 198.51.100.1, .53, .66, 169.254.169.254 (metadata)
+//!  internet 203.0.113.1, 198.51.100.1, .53, .66, 169.254.169.254 (metadata), 192.0.0.9, 198.18.0.1
 //!      │ up0 203.0.113.2
 //!    host (the test's own namespace) ── lan0 192.168.50.2 ── lan 192.168.50.1
 //! ```
@@ -89,15 +89,20 @@ impl World {
             ip("link set lo up");
             ip("link set eth0 up");
             ip("addr add 203.0.113.1/24 dev eth0");
-            for address in ["198.51.100.1", "198.51.100.53", "198.51.100.66", "169.254.169.254"] {
+            let blocked = ["169.254.169.254", "192.0.0.9", "198.18.0.1"];
+            let open = ["198.51.100.1", "198.51.100.53", "198.51.100.66"];
+            for address in open.iter().chain(&blocked) {
                 ip(&format!("addr add {address}/32 dev lo"));
             }
             // A hostile neighbour: it knows the way to everything behind the host.
             for network in ["10.0.0.0/8", "192.168.50.0/24"] {
                 ip(&format!("route add {network} via 203.0.113.2"));
             }
-            for address in [SERVER, "198.51.100.66:80", "169.254.169.254:80"] {
+            for address in [SERVER, "198.51.100.66:80"] {
                 serve_tcp(address);
+            }
+            for address in blocked {
+                serve_tcp(&format!("{address}:80"));
             }
         });
         lan.run(|| {
