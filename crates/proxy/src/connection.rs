@@ -9,7 +9,7 @@ use hyper::{
     client::conn::{TrySendError, http1, http2},
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, sync::OwnedSemaphorePermit};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{Target, body::RequestBody};
@@ -21,6 +21,10 @@ const BACK_OFF: Duration = Duration::from_millis(100);
 
 /// How long one try may take. Connections are local or to a neighbouring node.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What one connection may buffer in each direction, bytes. A guest that sends much, to a client
+/// that reads nothing, costs the daemon no more than this.
+const MAX_BUFFER: u32 = 64 << 10;
 
 /// Which HTTP to speak.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +38,7 @@ pub(crate) enum Protocol {
 pub(crate) struct Connection {
     sender: Sender,
     _driver: AbortOnDropHandle<()>,
+    _place: Option<OwnedSemaphorePermit>,
 }
 
 enum Sender {
@@ -69,15 +74,21 @@ impl Connection {
         }
     }
 
-    /// Speaks `protocol` over `stream`.
+    /// Speaks `protocol` over `stream`, which occupies `place` until it is closed.
     ///
     /// # Errors
     /// When HTTP/2's preface cannot be written.
-    pub(crate) async fn open(stream: TcpStream, protocol: Protocol) -> hyper::Result<Self> {
+    pub(crate) async fn open(
+        stream: TcpStream,
+        protocol: Protocol,
+        place: Option<OwnedSemaphorePermit>,
+    ) -> hyper::Result<Self> {
         let io = TokioIo::new(stream);
         let (sender, driver) = match protocol {
             Protocol::Http1 => {
-                let (sender, driver) = http1::handshake(io).await?;
+                let mut builder = http1::Builder::new();
+                builder.max_buf_size(MAX_BUFFER as usize);
+                let (sender, driver) = builder.handshake(io).await?;
                 let driver = tokio::spawn(async move {
                     if let Err(error) = driver.with_upgrades().await {
                         tracing::debug!(%error, "connection to a guest failed");
@@ -86,7 +97,13 @@ impl Connection {
                 (Sender::Http1(sender), driver)
             }
             Protocol::Http2 => {
-                let (sender, driver) = http2::handshake(TokioExecutor::new(), io).await?;
+                // Each connection carries one stream.
+                let mut builder = http2::Builder::new(TokioExecutor::new());
+                builder
+                    .initial_stream_window_size(MAX_BUFFER)
+                    .initial_connection_window_size(MAX_BUFFER)
+                    .max_send_buf_size(MAX_BUFFER as usize);
+                let (sender, driver) = builder.handshake(io).await?;
                 let driver = tokio::spawn(async move {
                     if let Err(error) = driver.await {
                         tracing::debug!(%error, "HTTP/2 connection to a guest failed");
@@ -95,7 +112,7 @@ impl Connection {
                 (Sender::Http2(sender), driver)
             }
         };
-        Ok(Self { sender, _driver: AbortOnDropHandle::new(driver) })
+        Ok(Self { sender, _driver: AbortOnDropHandle::new(driver), _place: place })
     }
 
     /// Sends a request and waits for the head of the response.

@@ -26,7 +26,7 @@ use crate::{
     body::{Body, GuestBody, RequestBody},
     connection::{Connection, Protocol},
     control, headers,
-    pool::{Home, Lease, Pools},
+    pool::{self, Home, Lease, Pools},
     reply::{self, Audience, Failure},
     route::{self, Destination, ID_HEADER, PORT_HEADER},
     server::Lifecycle,
@@ -144,6 +144,8 @@ struct Outgoing {
     upgrade: Option<OnUpgrade>,
     /// Whether a connection that served an earlier request will do, and may serve a later one.
     reuse: bool,
+    /// Whether it counts against the sandbox's limit of connections.
+    limited: bool,
 }
 
 impl Engine {
@@ -171,7 +173,7 @@ impl Engine {
         if masked {
             parts.headers.insert(headers::FORWARDED_HOST, visit.host.clone());
         }
-        let out = self.outgoing(parts, body, host, upgrade, envd);
+        let out = Outgoing { limited: true, ..self.outgoing(parts, body, host, upgrade, envd) };
         let ended = target.ended();
         tokio::select! {
             biased;
@@ -179,6 +181,7 @@ impl Engine {
             answer = self.exchange(&target, visit.destination.port, out) => match answer {
                 Ok(response) => response,
                 Err(_) if ended.is_cancelled() => visit.fail(Failure::NotFound),
+                Err(Stage::Place) => visit.fail(Failure::TooManyConnections(pool::MAX_CONNECTIONS)),
                 Err(Stage::Dial) => visit.fail(Failure::PortClosed),
                 Err(Stage::Exchange) => visit.fail(Failure::NoAnswer),
             },
@@ -247,6 +250,7 @@ impl Engine {
             request: Request::from_parts(parts, body),
             protocol,
             upgrade: on_upgrade.filter(|_| upgrade.is_some()),
+            limited: false,
         }
     }
 
@@ -257,14 +261,14 @@ impl Engine {
         port: u16,
         out: Outgoing,
     ) -> Result<Response<Body>, Stage> {
-        let Outgoing { request, protocol, upgrade, reuse } = out;
+        let Outgoing { request, protocol, upgrade, reuse, limited } = out;
         let home = reuse.then(|| Home {
             pools: Arc::clone(&self.pools),
             target: Arc::clone(target),
             request_finished: request.body().finished(),
         });
         let (mut response, connection) =
-            self.send(target, port, request, protocol, home.is_some()).await?;
+            self.send(target, port, request, protocol, home.is_some(), limited).await?;
         let lease = Lease::new(connection, home);
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             let client = upgrade.ok_or(Stage::Exchange)?;
@@ -288,6 +292,7 @@ impl Engine {
         mut request: Request<RequestBody>,
         protocol: Protocol,
         reuse: bool,
+        limited: bool,
     ) -> Result<(Response<Incoming>, Connection), Stage> {
         if reuse && let Some(mut connection) = self.pools.take(target) {
             let spare = self.spare(&request);
@@ -301,6 +306,10 @@ impl Engine {
                 }
             }
         }
+        let place = match limited {
+            true => Some(self.pools.place(target).ok_or(Stage::Place)?),
+            false => None,
+        };
         let stream = Connection::dial(&**target, port).await.map_err(|error| {
             tracing::debug!(%error, port, "dial failed");
             Stage::Dial
@@ -310,7 +319,7 @@ impl Engine {
             Stage::Exchange
         };
         let mut connection =
-            Connection::open(stream, protocol).await.map_err(|error| failed(&error))?;
+            Connection::open(stream, protocol, place).await.map_err(|error| failed(&error))?;
         match connection.send(request).await {
             Ok(response) => Ok((response, connection)),
             Err(error) => Err(failed(error.error())),
@@ -356,6 +365,8 @@ impl Engine {
 /// How far a request came that got no response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
+    /// No more connections are allowed.
+    Place,
     /// No connection.
     Dial,
     /// A connection, but no valid response over it.

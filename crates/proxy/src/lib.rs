@@ -21,6 +21,7 @@ mod control;
 mod engine;
 mod headers;
 pub mod node;
+mod patience;
 mod pool;
 mod reply;
 pub mod route;

@@ -1,5 +1,5 @@
-//! Idle connections. They are kept for each run of a sandbox by itself, known by its `Arc`, and
-//! closed when that run ends: a connection never meets another run.
+//! Idle connections, and how many there may be in all. They are kept for each run of a sandbox by
+//! itself, known by its `Arc`, and closed when that run ends: a connection never meets another run.
 
 use std::{
     collections::HashMap,
@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::{Target, connection::Connection};
@@ -20,16 +21,22 @@ const MAX_IDLE: usize = 8;
 /// How long one is kept.
 const MAX_AGE: Duration = Duration::from_secs(60);
 
-/// Idle connections to all targets.
+/// Connections that one sandbox may have at once, idle ones included. Each takes descriptors and
+/// buffers of the daemon, which all sandboxes share.
+pub(crate) const MAX_CONNECTIONS: usize = 1024;
+
+/// Connections to all targets.
 pub(crate) struct Pools {
     /// By the address of the target's `Arc`. The `Weak` keeps that address from being used again.
-    by_target: Mutex<HashMap<usize, Idle>>,
+    by_target: Mutex<HashMap<usize, Pool>>,
     abort: CancellationToken,
 }
 
-struct Idle {
+struct Pool {
     _target: Weak<dyn Target>,
-    connections: Vec<(Connection, Instant)>,
+    idle: Vec<(Connection, Instant)>,
+    /// For each connection that may still be made.
+    places: Arc<Semaphore>,
 }
 
 fn key(target: &Arc<dyn Target>) -> usize {
@@ -48,42 +55,65 @@ impl Pools {
             return None;
         }
         let mut pools = self.lock();
-        let connections = &mut pools.get_mut(&key(target))?.connections;
-        connections.retain(|(connection, _)| !connection.is_closed());
-        let index = connections.iter().rposition(|(connection, _)| connection.is_ready())?;
-        Some(connections.swap_remove(index).0)
+        let idle = &mut pools.get_mut(&key(target))?.idle;
+        idle.retain(|(connection, _)| !connection.is_closed());
+        let index = idle.iter().rposition(|(connection, _)| connection.is_ready())?;
+        Some(idle.swap_remove(index).0)
+    }
+
+    /// A place for one more connection to `target`, unless it has [`MAX_CONNECTIONS`].
+    pub(crate) fn place(
+        self: &Arc<Self>,
+        target: &Arc<dyn Target>,
+    ) -> Option<OwnedSemaphorePermit> {
+        let mut pools = self.lock();
+        let places = Arc::clone(&self.pool(&mut pools, target).places);
+        places.try_acquire_owned().ok()
     }
 
     fn put(self: &Arc<Self>, target: &Arc<dyn Target>, connection: Connection) {
-        let ended = target.ended();
-        if ended.is_cancelled() || self.abort.is_cancelled() || connection.is_closed() {
+        if target.ended().is_cancelled() || self.abort.is_cancelled() || connection.is_closed() {
             return;
         }
-        let key = key(target);
         let mut pools = self.lock();
-        let idle = pools.entry(key).or_insert_with(|| {
-            tokio::spawn(watch(Arc::downgrade(self), key, ended, self.abort.clone()));
-            Idle { _target: Arc::downgrade(target), connections: Vec::new() }
-        });
-        if idle.connections.len() < MAX_IDLE {
-            idle.connections.push((connection, Instant::now()));
+        let pool = self.pool(&mut pools, target);
+        if pool.idle.len() < MAX_IDLE {
+            pool.idle.push((connection, Instant::now()));
         }
     }
 
-    /// Closes what is idle for too long. Whether any connection is left.
+    /// The pool of `target`, which is made, and watched, when there is none.
+    fn pool<'a>(
+        self: &Arc<Self>,
+        pools: &'a mut HashMap<usize, Pool>,
+        target: &Arc<dyn Target>,
+    ) -> &'a mut Pool {
+        let key = key(target);
+        pools.entry(key).or_insert_with(|| {
+            tokio::spawn(watch(Arc::downgrade(self), key, target.ended(), self.abort.clone()));
+            Pool {
+                _target: Arc::downgrade(target),
+                idle: Vec::new(),
+                places: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+            }
+        })
+    }
+
+    /// Closes what is idle for too long. Whether any connection is left, idle or in use.
     fn prune(&self, key: usize) -> bool {
         let mut pools = self.lock();
-        let Some(idle) = pools.get_mut(&key) else { return false };
-        idle.connections
+        let Some(pool) = pools.get_mut(&key) else { return false };
+        pool.idle
             .retain(|(connection, since)| !connection.is_closed() && since.elapsed() < MAX_AGE);
-        let any = !idle.connections.is_empty();
+        // Those to nodes have no places.
+        let any = !pool.idle.is_empty() || pool.places.available_permits() < MAX_CONNECTIONS;
         if !any {
             pools.remove(&key);
         }
         any
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<usize, Idle>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<usize, Pool>> {
         // A panic between two operations on the map leaves it usable.
         self.by_target.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,6 +1,8 @@
 //! What the proxy itself answers: the contract's refusals, in JSON or, for a person who opened a
 //! page in a browser, in HTML.
 
+use std::borrow::Cow;
+
 use atoll_core::{Error, SandboxId};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
@@ -60,18 +62,21 @@ pub(crate) enum Failure {
     TokenMissing,
     /// The traffic token is not the sandbox's.
     TokenInvalid,
+    /// The sandbox has this many connections already, and may have no more.
+    TooManyConnections(usize),
 }
 
 impl Failure {
     fn status(self) -> StatusCode {
         match self {
             Self::TokenMissing | Self::TokenInvalid => StatusCode::FORBIDDEN,
+            Self::TooManyConnections(_) => StatusCode::TOO_MANY_REQUESTS,
             _ => StatusCode::BAD_GATEWAY,
         }
     }
 
-    fn sentence(self) -> &'static str {
-        match self {
+    fn sentence(self) -> Cow<'static, str> {
+        let sentence = match self {
             Self::NotFound => "The sandbox was not found",
             Self::PortClosed => "The sandbox is running but port is not open",
             Self::NoAnswer => "The server on this port of the sandbox gave no valid HTTP answer",
@@ -81,7 +86,14 @@ impl Failure {
                  Token header 'e2b-traffic-access-token' is missing"
             }
             Self::TokenInvalid => "Provided token in header 'e2b-traffic-access-token' is invalid",
-        }
+            Self::TooManyConnections(limit) => {
+                return format!(
+                    "The sandbox has too many concurrent incoming connections (limit: {limit})"
+                )
+                .into();
+            }
+        };
+        sentence.into()
     }
 
     fn title(self) -> &'static str {
@@ -92,6 +104,7 @@ impl Failure {
             Self::NodeUnreachable => "Node Unreachable",
             Self::TokenMissing => "Missing Traffic Access Token",
             Self::TokenInvalid => "Invalid Traffic Access Token",
+            Self::TooManyConnections(_) => "Too Many Connections",
         }
     }
 
@@ -115,13 +128,20 @@ pub(crate) fn failed(
         #[serde(skip_serializing_if = "Option::is_none")]
         port: Option<u16>,
         code: u16,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        connection_limit: Option<usize>,
     }
     let status = failure.status();
     let port = failure.concerns_port().then_some(port);
     match audience {
         Audience::Program => {
-            let message = failure.sentence();
-            json(status, &Fields { sandbox_id: sandbox, message, port, code: status.as_u16() })
+            let message = &failure.sentence();
+            let connection_limit = match failure {
+                Failure::TooManyConnections(limit) => Some(limit),
+                _ => None,
+            };
+            let code = status.as_u16();
+            json(status, &Fields { sandbox_id: sandbox, message, port, code, connection_limit })
         }
         Audience::Browser => whole(status, HTML, page(failure, sandbox, port)),
     }

@@ -8,14 +8,21 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
 };
-use rustix::net::sockopt;
+use rustix::{
+    net::sockopt,
+    process::{Resource, getrlimit},
+};
 use tokio::{
     net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinHandle,
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{io::InspectReader, sync::CancellationToken, task::TaskTracker};
 
-use crate::body::{Body, RequestBody};
+use crate::{
+    body::{Body, RequestBody},
+    patience::{HeadTimer, Received},
+};
 
 /// How long a client may stay connected without asking for anything. Longer than the 620 s after
 /// which balancers in front close theirs, so that it is never this side that closes first.
@@ -25,7 +32,13 @@ const IDLE: Duration = Duration::from_secs(640);
 /// sandboxes can share a connection, and the one beyond the limit would wait for another to end.
 const MAX_STREAMS: u32 = 1000;
 
-/// Headers of one request, bytes, in HTTP/2. As much as HTTP/1.1 servers commonly take.
+/// Fewest connections that are served at once, whatever the limit of open files is.
+const MIN_CONNECTIONS: u64 = 1024;
+
+/// How often an HTTP/2 client is asked whether it is there, and how long it has to answer.
+const PING: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(20));
+
+/// Headers of one request, bytes. As much as servers commonly take.
 const MAX_HEADERS: u32 = 64 * 1024;
 
 /// How long to wait after a connection could not be accepted, for want of file descriptors mostly.
@@ -103,15 +116,39 @@ pub(crate) trait Handler: Send + Sync + 'static {
 
 /// Accepts connections and serves each in a task of its own, until the service is to stop.
 pub(crate) async fn serve<H: Handler>(listener: TcpListener, handler: Arc<H>, life: Lifecycle) {
+    accept(listener, handler, life, Arc::new(Semaphore::new(max_connections()))).await;
+}
+
+/// How many connections one listener serves at once: a quarter of the files that may be open. A
+/// request can take as many again towards its sandbox, and the sandboxes need some for themselves.
+fn max_connections() -> usize {
+    let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let connections = usize::try_from((files / 4).max(MIN_CONNECTIONS)).unwrap_or(usize::MAX);
+    connections.min(Semaphore::MAX_PERMITS)
+}
+
+/// Serves as many connections at once as there are `places`; others wait in the listener's queue.
+async fn accept<H: Handler>(
+    listener: TcpListener,
+    handler: Arc<H>,
+    life: Lifecycle,
+    places: Arc<Semaphore>,
+) {
     loop {
+        let place = tokio::select! {
+            () = life.drain.cancelled() => return,
+            place = Arc::clone(&places).acquire_owned() => place,
+        };
+        // Nobody closes the semaphore.
+        let Ok(place) = place else { return };
         let accepted = tokio::select! {
             () = life.drain.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
         match accepted {
             Ok((stream, peer)) => {
-                let connection = connection(stream, peer, Arc::clone(&handler), life.clone());
-                life.tasks.spawn(connection);
+                let handler = Arc::clone(&handler);
+                life.tasks.spawn(connection(stream, peer, handler, life.clone(), place));
             }
             Err(error) if is_connections_own(&error) => {}
             Err(error) => {
@@ -132,12 +169,13 @@ async fn connection<H: Handler>(
     peer: SocketAddr,
     handler: Arc<H>,
     life: Lifecycle,
+    place: OwnedSemaphorePermit,
 ) {
     if let Err(error) = set_options(&stream) {
         tracing::debug!(%error, "socket options");
     }
     tokio::select! {
-        // hyper's own limit begins with the first byte.
+        // What limits heads begins with the first byte.
         first = tokio::time::timeout(IDLE, stream.readable()) => {
             if !matches!(first, Ok(Ok(()))) {
                 return;
@@ -151,11 +189,19 @@ async fn connection<H: Handler>(
         let request = RequestBody::wrap(request, &tasks);
         async move { Ok::<_, std::convert::Infallible>(handler.handle(request, peer).await) }
     });
-    let builder = builder();
+    let received = Received::default();
+    let builder = builder(received.clone());
+    let inspected = received.clone();
+    let stream = InspectReader::new(stream, move |bytes| {
+        inspected.add(bytes.len());
+        // After an upgrade the stream lives on without this task, and so must its place.
+        let _ = &place;
+    });
     let mut serving =
         std::pin::pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
     let result = tokio::select! {
         result = &mut serving => result,
+        () = received.stalled() => return,
         () = life.drain.cancelled() => {
             serving.as_mut().graceful_shutdown();
             tokio::select! {
@@ -169,10 +215,20 @@ async fn connection<H: Handler>(
     }
 }
 
-fn builder() -> auto::Builder<TokioExecutor> {
+fn builder(received: Received) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(IDLE);
-    builder.http2().max_concurrent_streams(MAX_STREAMS).max_header_list_size(MAX_HEADERS);
+    builder
+        .http1()
+        .timer(HeadTimer::new(received))
+        .header_read_timeout(IDLE)
+        .max_buf_size(MAX_HEADERS as usize);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING.0)
+        .keep_alive_timeout(PING.1)
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(MAX_HEADERS);
     builder
 }
 
@@ -185,4 +241,49 @@ fn set_options(stream: &TcpStream) -> io::Result<()> {
     sockopt::set_tcp_keepintvl(stream, Duration::from_secs(15))?;
     sockopt::set_tcp_keepcnt(stream, 6)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    struct Ok;
+
+    impl Handler for Ok {
+        async fn handle(&self, _: Request<RequestBody>, _: SocketAddr) -> Response<Body> {
+            Response::new(Body::whole("ok".into()))
+        }
+    }
+
+    async fn answer(stream: &mut TcpStream) -> [u8; 12] {
+        let mut status = [0; 12];
+        stream.read_exact(&mut status).await.unwrap();
+        status
+    }
+
+    #[tokio::test]
+    async fn connections_beyond_the_limit_wait_for_others_to_end() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let life = Lifecycle::default();
+        let places = Arc::new(Semaphore::new(1));
+        let accepting = accept(listener, Arc::new(Ok), life.clone(), Arc::clone(&places));
+        let accepting = tokio::spawn(accepting);
+        let request = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        let mut first = TcpStream::connect(address).await.unwrap();
+        first.write_all(request).await.unwrap();
+        assert_eq!(&answer(&mut first).await, b"HTTP/1.1 200");
+        let mut second = TcpStream::connect(address).await.unwrap();
+        second.write_all(request).await.unwrap();
+        assert_eq!((life.tasks.len(), places.available_permits()), (1, 0));
+        drop(first);
+        assert_eq!(&answer(&mut second).await, b"HTTP/1.1 200");
+        life.drain.cancel();
+        accepting.await.unwrap();
+        life.tasks.close();
+        life.tasks.wait().await;
+        assert_eq!(places.available_permits(), 1);
+    }
 }

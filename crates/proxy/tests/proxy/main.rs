@@ -4,6 +4,7 @@
 // Helpers outside `#[test]` functions may fail like tests do.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod abuse;
 mod death;
 mod forwarding;
 mod grpc;
