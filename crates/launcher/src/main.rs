@@ -10,6 +10,8 @@ mod sys;
 use std::{io::Write, process::ExitCode};
 
 fn main() -> ExitCode {
+    // For people who look at processes; nothing depends on it.
+    let _ = sys::set_name(c"atoll-launcher");
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let outcome = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["run", ..] => run::run(&arguments[1..]),

@@ -283,6 +283,12 @@ pub(crate) fn prctl(option: libc::c_int, argument: libc::c_ulong) -> io::Result<
     check(unsafe { libc::prctl(option, argument, 0, 0, 0) }.into()).map(drop)
 }
 
+/// The name that `ps` shows: this program is run through a descriptor, whose number it would be.
+pub(crate) fn set_name(name: &CStr) -> io::Result<()> {
+    // SAFETY: the kernel reads at most 16 bytes of a C string.
+    check(unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr(), 0, 0, 0) }.into()).map(drop)
+}
+
 /// The three capability sets, as 64-bit masks.
 #[derive(Clone, Copy)]
 pub(crate) struct CapabilitySets {
