@@ -67,6 +67,11 @@ def test_a_second_one_on_the_same_data(stack: Stack) -> None:
         assert sandbox.is_running()
 
 
+def test_a_pool_that_is_none(directory: Path) -> None:
+    (directory / "pool.img").write_bytes(b"no file system " * 1_000_000)
+    one_line(refused("--data-dir", str(directory), *OTHER_PORTS), "ATL-5001")
+
+
 @pytest.mark.parametrize("which", PORTS)
 def test_a_port_that_is_taken(directory: Path, which: str) -> None:
     with socket.socket() as taken:

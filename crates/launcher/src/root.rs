@@ -1,7 +1,7 @@
 //! From the staging directory to a root that shows nothing of the host. Runs in the sandbox's
 //! first process, before it becomes envd.
 //!
-//! Order matters. What needs the host's tree (device nodes, the check that `/proc` may be mounted)
+//! Order matters. What needs the tree outside (device nodes, the check that `/proc` may be mounted)
 //! is taken as detached mounts first; then the root is changed and the host's tree let go; only
 //! then is anything attached. So no path of the template, which may hold any symbolic link, is ever
 //! resolved where the host's files can be reached.

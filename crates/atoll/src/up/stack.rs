@@ -106,9 +106,10 @@ impl Stack {
                 disks: arguments.ready,
             },
         )));
-        let storage = finished(starting.await)?;
+        let started = finished(starting.await);
+        // Whatever came of it: a task is not to be waited for twice.
         self.starting_storage = None;
-        let storage = self.storage.insert(storage).handle();
+        let storage = self.storage.insert(started?).handle();
 
         let network = atoll_network::Service::start(atoll_network::Options {
             instance: directory.instance().clone(),
