@@ -46,9 +46,8 @@ pub(crate) struct Stack {
     claim: Option<Claim>,
     /// Kept open: it is run through its descriptor.
     launcher: Option<Launcher>,
-    starting_storage: Option<JoinHandle<Result<atoll_storage::Service>>>,
-    storage: Option<atoll_storage::Service>,
-    network: Option<atoll_network::Service>,
+    storage: Part<atoll_storage::Service>,
+    network: Part<atoll_network::Service>,
     driver: Option<Arc<Container>>,
     database: Option<Arc<SqliteDatabase>>,
     orchestrator: Option<atoll_orchestrator::Service>,
@@ -56,6 +55,43 @@ pub(crate) struct Stack {
     node_proxy: Option<atoll_proxy::node::Service>,
     client_proxy: Option<atoll_proxy::client::Service>,
     api: Option<atoll_api::Service>,
+}
+
+/// A service whose start changes the host: mounts, rules. It starts in a task, because such a change
+/// cannot be stopped half-way, and has to be undone when the start is given up.
+struct Part<S> {
+    starting: Option<JoinHandle<Result<S>>>,
+    running: Option<S>,
+}
+
+impl<S> Default for Part<S> {
+    fn default() -> Self {
+        Self { starting: None, running: None }
+    }
+}
+
+impl<S: Send + 'static> Part<S> {
+    async fn start(
+        &mut self,
+        start: impl Future<Output = Result<S>> + Send + 'static,
+    ) -> Result<&S> {
+        let outcome = self.starting.insert(tokio::spawn(start)).await;
+        // Whatever came of it: a task is not to be waited for twice.
+        self.starting = None;
+        Ok(self.running.insert(joined(outcome)?))
+    }
+
+    /// The service, if it runs or comes to run.
+    async fn take(&mut self) -> Option<S> {
+        match self.starting.take() {
+            Some(task) => joined(task.await).ok(),
+            None => self.running.take(),
+        }
+    }
+}
+
+fn joined<S>(outcome: std::result::Result<Result<S>, JoinError>) -> Result<S> {
+    outcome.unwrap_or_else(|error| Err(Error::new(codes::INTERNAL, format!("{error}."))))
 }
 
 /// Where sandboxes run when there is one node: here.
@@ -97,21 +133,14 @@ impl Stack {
         );
         self.driver = Some(driver.clone());
 
-        // In a task: making and mounting the pool goes on when this is dropped, and must then be
-        // undone.
-        let starting = self.starting_storage.insert(tokio::spawn(atoll_storage::Service::start(
-            atoll_storage::Options {
-                data_dir: directory.path().to_path_buf(),
-                pool_bytes: arguments.pool_gib.map(|size| size.saturating_mul(GIB)),
-                disks: arguments.ready,
-            },
-        )));
-        let started = finished(starting.await);
-        // Whatever came of it: a task is not to be waited for twice.
-        self.starting_storage = None;
-        let storage = self.storage.insert(started?).handle();
+        let options = atoll_storage::Options {
+            data_dir: directory.path().to_path_buf(),
+            pool_bytes: arguments.pool_gib.map(|size| size.saturating_mul(GIB)),
+            disks: arguments.ready,
+        };
+        let storage = self.storage.start(atoll_storage::Service::start(options)).await?.handle();
 
-        let network = atoll_network::Service::start(atoll_network::Options {
+        let options = atoll_network::Options {
             instance: directory.instance().clone(),
             launcher,
             first_uid: claim.first_uid(),
@@ -120,9 +149,8 @@ impl Stack {
             network: arguments.sandbox_network,
             dns: Vec::new(),
             deny: arguments.deny_network.clone(),
-        })
-        .await?;
-        let network = self.network.insert(network).handle();
+        };
+        let network = self.network.start(atoll_network::Service::start(options)).await?.handle();
 
         let database = Arc::new(SqliteDatabase::open(&directory.join("atoll.db")).await?);
         self.database = Some(database.clone());
@@ -225,16 +253,12 @@ impl Stack {
         if let Some(orchestrator) = self.orchestrator.take() {
             orchestrator.shutdown().await;
         }
-        if let Some(network) = self.network.take()
+        if let Some(network) = self.network.take().await
             && let Err(error) = network.shutdown().await
         {
             tracing::error!(%error, "the network could not be removed");
         }
-        let storage = match self.starting_storage.take() {
-            Some(starting) => finished(starting.await).ok(),
-            None => self.storage.take(),
-        };
-        if let Some(storage) = storage {
+        if let Some(storage) = self.storage.take().await {
             storage.shutdown().await;
         }
         if let Some(database) = self.database.take() {
@@ -245,11 +269,6 @@ impl Stack {
         }
         self.claim = None;
     }
-}
-
-/// The outcome of a task.
-fn finished<T>(outcome: std::result::Result<Result<T>, JoinError>) -> Result<T> {
-    outcome.unwrap_or_else(|error| Err(Error::new(codes::INTERNAL, format!("{error}."))))
 }
 
 fn new_build(manifest: &BuildManifest) -> Result<NewBuild> {
