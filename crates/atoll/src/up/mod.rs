@@ -34,6 +34,9 @@ use stack::Stack;
 /// Stopping takes a moment even with hundreds of sandboxes; longer means something hangs.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 
+/// Signals this close together count as one.
+const SAME_WISH: Duration = Duration::from_secs(1);
+
 /// Options of `atoll up`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -113,7 +116,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
     tokio::select! {
         () = stack.shutdown() => outcome,
         () = tokio::time::sleep(STOP_LIMIT) => Err(unfinished("stopping took too long.")),
-        () = stop.wait() => Err(unfinished("stopped without cleaning up.")),
+        () = stop.wait_again() => Err(unfinished("stopped without cleaning up.")),
     }
 }
 
@@ -242,6 +245,18 @@ impl StopSignals {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
             _ = self.hangup.recv() => {}
+        }
+    }
+
+    /// Waits for one more. What comes right after the first is the same wish: programs in between,
+    /// such as timeout(1), pass on a signal that the terminal has sent to all.
+    async fn wait_again(&mut self) {
+        let first = Instant::now();
+        loop {
+            self.wait().await;
+            if first.elapsed() > SAME_WISH {
+                return;
+            }
         }
     }
 }
