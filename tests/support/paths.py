@@ -9,7 +9,10 @@ TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
 #: The program under test; `make test` builds this profile.
 ATOLL = Path(os.environ.get("ATOLL_BIN", TARGET / "debug" / "atoll"))
 
-#: The data directory of the test stack. Kept between runs: the base template is made once.
-DATA_DIR = TARGET / "test-data"
+#: Which test stack this is. Several people, or suites, at once each take a number of their own.
+STACK = int(os.environ.get("ATOLL_TEST_STACK", "0"))
 
-LOGS = TARGET / "test-logs"
+#: The data directory of the test stack. Kept between runs: the base template is made once.
+DATA_DIR = TARGET / (f"test-data-{STACK}" if STACK else "test-data")
+
+LOGS = TARGET / (f"test-logs-{STACK}" if STACK else "test-logs")

@@ -21,8 +21,17 @@ import httpx
 
 from support import paths
 
-#: The ports of the test stack, so that it can run beside a user's own.
-PORTS = {"api": 23000, "proxy": 23002, "proxy-health": 23003, "rpc": 25008, "node-proxy": 25007}
+#: The ports of the test stack, beside a user's own; tests use those 100 above too.
+PORTS = {
+    name: port + 200 * paths.STACK
+    for name, port in {
+        "api": 23000,
+        "proxy": 23002,
+        "proxy-health": 23003,
+        "rpc": 25008,
+        "node-proxy": 25007,
+    }.items()
+}
 
 #: The first start makes the base template, with packages from a mirror.
 START_SECONDS = 600
