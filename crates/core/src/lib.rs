@@ -5,11 +5,13 @@
 //! - [`key`]: API keys and access tokens: generation, hashing, masking.
 //! - [`reference`]: the template reference grammar `namespace/name:tag`.
 //! - [`error`]: coded errors. Every failure a user can see has a code with a page in `docs/errors/`.
+//! - [`lifecycle`]: the states of a sandbox, and how it gets from one to the next, whatever fails.
 //! - [`limits`]: the numbers that bound everything, with their sources.
 
 pub mod error;
 pub mod id;
 pub mod key;
+pub mod lifecycle;
 pub mod limits;
 pub mod reference;
 
