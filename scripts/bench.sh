@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Starts a stack of its own, measures it with `atoll bench`, and ends it.
+# Starts a stack of its own, measures it with `atoll bench`, and ends it. Arguments go to that.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-target=${CARGO_TARGET_DIR:-target}
+scripts/deps.sh --bench
+target=$(realpath "${CARGO_TARGET_DIR:-target}")
 atoll=$target/release/atoll
 data=$target/bench-data
 as_root=()
 [ "$(id -u)" -eq 0 ] || as_root=(sudo)
-ports=(--api-port 23100 --proxy-port 23102 --proxy-health-port 23103 --rpc-port 25108 --node-proxy-port 25107)
+ports=(--api-port 23100 --front-port 23543 --proxy-port 23102 --proxy-health-port 23103 --rpc-port 25108 --node-proxy-port 25107)
 
 "${as_root[@]}" "$atoll" up --data-dir "$data" --ca-bundle host "${ports[@]}" >"$target/bench-stack.log" 2>&1 &
 stack=$!
@@ -19,6 +20,9 @@ until [ -e "$data/env" ]; do
 done
 # shellcheck disable=SC1091
 source "$data/env"
-"$atoll" bench "$@"
-"$atoll" bench --json "$@" >"$target/bench.json"
+# Temporary files are on the disk that the stack's are on. Root sees the memory of sandboxes.
+export TMPDIR=$target PATH=$target/bench-tools/usr/sbin:$PATH:/usr/sbin:/sbin
+[ "$(id -u)" -eq 0 ] || as_root=(sudo --preserve-env=E2B_API_KEY,E2B_API_URL,E2B_SANDBOX_URL,TMPDIR)
+"${as_root[@]}" env "PATH=$PATH" "$atoll" bench --save "$target/bench.json" \
+    --node-proxy 127.0.0.1:25107 --node-token-file "$data/node-token" "$@"
 echo "written: $target/bench.json"

@@ -1,14 +1,35 @@
 #!/usr/bin/env bash
-# Installs what Atoll needs from the operating system, if it is not there: `deps.sh [--tests]`.
+# Installs what Atoll needs from the operating system, if it is not there: `deps.sh [--tests|--bench]`.
 # On Debian and Ubuntu with apt-get; elsewhere it names the packages and stops.
 set -euo pipefail
 
 # command:package, Debian's names
 needed=(nft:nftables mkfs.btrfs:btrfs-progs ip:iproute2 mmdebstrap:mmdebstrap losetup:mount)
-[ "${1:-}" != --tests ] || needed+=(nsenter:util-linux setpriv:util-linux)
+[ "${1:-}" != --tests ] || needed+=(nsenter:util-linux openssl:openssl setpriv:util-linux)
 
 # Not every user has the system's directories in the path.
 PATH=$PATH:/usr/sbin:/sbin
+as_root=()
+[ "$(id -u)" -eq 0 ] || as_root=(sudo)
+
+# unpack_nginx DIRECTORY: its program only, to compare with. Installing the package would start a
+# server on port 80, and leave it there.
+unpack_nginx() {
+    local scratch status=0
+    local download=(apt-get -qq -o APT::Sandbox::User=root download nginx)
+    scratch=$(mktemp -d)
+    (cd "$scratch" && { "${download[@]}" || { "${as_root[@]}" apt-get -qq update && "${download[@]}"; }; }) &&
+        mkdir -p "$1" && dpkg-deb --extract "$scratch"/nginx_*.deb "$1" && "$1/usr/sbin/nginx" -v 2>/dev/null || status=$?
+    rm -rf "$scratch"
+    return "$status"
+}
+
+tools=${CARGO_TARGET_DIR:-target}/bench-tools
+if [ "${1:-}" = --bench ] && [ ! -x "$tools/usr/sbin/nginx" ] && ! command -v nginx >/dev/null; then
+    # Everything else can be measured without.
+    unpack_nginx "$tools" || echo "nginx is not to be had: there will be no comparison with it." >&2
+fi
+
 missing=()
 for pair in "${needed[@]}"; do
     command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
@@ -28,8 +49,6 @@ if ! command -v apt-get >/dev/null; then
          "Install them with this system's package manager, then run make again." >&2
     exit 1
 fi
-as_root=()
-[ "$(id -u)" -eq 0 ] || as_root=(sudo)
 echo "installing ${missing[*]}"
 export DEBIAN_FRONTEND=noninteractive
 "${as_root[@]}" apt-get update -qq

@@ -57,6 +57,8 @@ unit() {
         runner=(env "CARGO_TARGET_${host}_RUNNER=sudo --preserve-env")
     fi
     step cargo-test "${runner[@]}" cargo test --locked --workspace --no-fail-fast --quiet
+    # The same random histories must find a bug that is there.
+    step planted-bug cargo test --locked --quiet -p atoll-core --features planted-bug --test lifecycle
     # One line a test binary; those without a test would hide the others.
     closes cargo-test '^test result: .* ([1-9][0-9]* passed|[1-9][0-9]* failed)'
 }

@@ -1,4 +1,5 @@
-//! `docs/compatibility.md`, made from the table of endpoints.
+//! `docs/compatibility.md`, made from the table of endpoints. A test adds the rules inside a
+//! sandbox, with the tests that cover them (`tests/rules.toml`).
 
 use std::fmt::Write;
 
@@ -8,7 +9,7 @@ const HEAD: &str = "\
 # Compatibility
 
 Which part of the E2B wire protocol this release serves. Generated from the code
-(`crates/api/src/endpoints.rs`); do not edit.
+(`crates/api/src/endpoints.rs`, `tests/rules.toml` and the tests); do not edit.
 
 An endpoint that is not built answers 501 with `ATL-2007`, after authentication. A field that is
 not built is accepted with its default value, and answers 400 with `ATL-2008` with any other.
@@ -38,7 +39,7 @@ const FIELDS: &str = "
 | `memory` | refused: 400, `sandbox_memory_override_disabled` |
 ";
 
-/// The whole document.
+/// The document, up to the rules.
 #[must_use]
 pub fn compatibility_markdown() -> String {
     let built = built_endpoints().count();

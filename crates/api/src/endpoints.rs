@@ -116,8 +116,8 @@ endpoints! {
     POST "/sandboxes/{sandboxID}/snapshots" Team, Planned;
     GET "/snapshots" Team, Planned;
     GET "/sandboxes/{sandboxID}/metrics" Team, Built, "kept for 7 days";
-    GET "/sandboxes/{sandboxID}/logs" Team, Planned;
-    GET "/v2/sandboxes/{sandboxID}/logs" Team, Planned;
+    GET "/sandboxes/{sandboxID}/logs" Team, Built, "kept for 7 days; an unknown sandbox has an empty log";
+    GET "/v2/sandboxes/{sandboxID}/logs" Team, Built, "as above";
 
     // Templates.
     POST "/v3/templates" Team, Planned;

@@ -6,16 +6,17 @@
 //! ```text
 //!  HTTP ── connection ── router ── auth ── handlers ──┬── Database    durable state
 //!                                                     ├── Catalogue   what runs
-//!          evictor, watcher, sampler ─────────────────┴── Node        where it runs
+//!          evictor, watcher, sampler, archivist ──────┴── Node        where it runs
 //! ```
 //!
 //! - `service`: start, serve, shut down. `connection`: one client's connection and its timeouts.
 //! - `router`: routes and what stands around them. `endpoints`: the table of the whole contract.
 //! - `auth`, `local`: who asks. `extract`: reading requests. `error`: answering failures.
 //! - `sandboxes`, `templates`, `teams`, `health`: the handlers. `unbuilt`: what is not there yet.
-//! - `evictor`, `watcher`, `sampler`: the background tasks.
+//! - `evictor`, `watcher`, `sampler`, `archivist`: the background tasks.
 //! - `openapi`, `compatibility`: the documents made from the code.
 
+mod archivist;
 mod auth;
 mod compatibility;
 mod connection;

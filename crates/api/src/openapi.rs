@@ -16,7 +16,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use crate::{
     control::Control,
     health,
-    sandboxes::{create, get, lifecycle, list, metrics},
+    sandboxes::{create, get, lifecycle, list, logs, metrics},
     teams, templates,
 };
 
@@ -52,6 +52,8 @@ pub(crate) fn built_routes() -> OpenApiRouter<Arc<Control>> {
         .routes(routes!(list::list_sandboxes))
         .routes(routes!(metrics::sandboxes_metrics))
         .routes(routes!(metrics::sandbox_metrics))
+        .routes(routes!(logs::sandbox_logs))
+        .routes(routes!(logs::sandbox_logs_v2))
         .routes(routes!(get::get_sandbox))
         .routes(routes!(lifecycle::kill_sandbox))
         .routes(routes!(lifecycle::set_timeout))

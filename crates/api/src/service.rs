@@ -14,7 +14,7 @@ use hyper_util::server::graceful::GracefulShutdown;
 use tokio::{net::TcpListener, task::JoinHandle, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{connection, control::Control, evictor, router::router, sampler, watcher};
+use crate::{archivist, connection, control::Control, evictor, router::router, sampler, watcher};
 
 /// How long requests under way, and then background work, may take to finish at shutdown.
 const GRACE: Duration = Duration::from_secs(2);
@@ -119,6 +119,7 @@ impl Service {
         control.tasks.spawn(evictor::run(control.clone()));
         control.tasks.spawn(watcher::run(control.clone()));
         control.tasks.spawn(sampler::run(control.clone()));
+        control.tasks.spawn(archivist::run(control.clone()));
 
         let router = router(control.clone());
         let abort = CancellationToken::new();

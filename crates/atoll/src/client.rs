@@ -11,12 +11,13 @@ use atoll_wire::{
         __buffa::{
             oneof::{
                 process_event::Event, process_event::data_event::Output, process_input::Input,
-                process_selector::Selector,
+                process_selector::Selector, stream_input_request::Event as InputEvent,
             },
             view::StartResponseView,
         },
-        CloseStdinRequest, ProcessClient, ProcessConfig, ProcessInput, ProcessSelector,
-        SendInputRequest, SendSignalRequest, Signal, StartRequest, StartResponse,
+        CloseStdinRequest, ListRequest, ProcessClient, ProcessConfig, ProcessInput,
+        ProcessSelector, SendInputRequest, SendSignalRequest, Signal, StartRequest, StartResponse,
+        StreamInputRequest, stream_input_request,
     },
 };
 use bytes::Bytes;
@@ -24,6 +25,7 @@ use connectrpc::{
     ConnectError,
     client::{ClientConfig, HttpClient, ServerStream},
 };
+use futures::{Stream as Pieces, StreamExt, stream};
 use reqwest::{Method, StatusCode};
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -197,6 +199,20 @@ impl Client {
         Self::parse(self.send(Method::GET, &path, None::<&()>).await?).await
     }
 
+    /// A page of a sandbox's log, oldest line first: lines of at least `level` from the millisecond
+    /// `start` on.
+    pub(crate) async fn logs(
+        &self,
+        id: &str,
+        start: i64,
+        level: &str,
+    ) -> Result<Vec<rest::SandboxLogEntry>> {
+        let path =
+            format!("/v2/sandboxes/{id}/logs?direction=forward&cursor={start}&level={level}");
+        let response = self.send(Method::GET, &path, None::<&()>).await?;
+        Ok(Self::parse::<rest::SandboxLogsV2Response>(response).await?.logs)
+    }
+
     /// All of the team's sandboxes.
     pub(crate) async fn list(&self) -> Result<Vec<rest::ListedSandbox>> {
         let mut all = Vec::new();
@@ -215,6 +231,21 @@ impl Client {
                 None => return Ok(all),
             }
         }
+    }
+
+    /// Where requests for sandboxes go.
+    pub(crate) fn sandbox_url(&self) -> &str {
+        &self.sandbox_url
+    }
+
+    /// How many commands run in a sandbox.
+    ///
+    /// # Errors
+    /// `GUEST_UNREACHABLE` when it does not answer.
+    pub(crate) async fn count_commands(&self, sandbox: &rest::Sandbox) -> Result<usize> {
+        let listed = self.process_client(sandbox)?.list(ListRequest::default()).await;
+        let listed = listed.map_err(|error| failed("the commands cannot be listed", error))?;
+        Ok(listed.into_owned().processes.len())
     }
 
     fn process_client(&self, sandbox: &rest::Sandbox) -> Result<ProcessClient<HttpClient>> {
@@ -373,6 +404,30 @@ impl CommandInput {
             ..SendInputRequest::default()
         };
         let sent = self.client.send_input(request).await;
+        sent.map(drop).map_err(|error| failed("input was not taken", error))
+    }
+
+    /// Writes all that `pieces` gives to its standard input, over one request.
+    ///
+    /// # Errors
+    /// When it has ended or closed its input.
+    pub(crate) async fn stream(
+        &self,
+        pieces: impl Pieces<Item = Vec<u8>> + Send + 'static,
+    ) -> Result<()> {
+        let event = |event| StreamInputRequest { event: Some(event), ..Default::default() };
+        let start = stream_input_request::StartEvent {
+            process: self.selector().into(),
+            ..Default::default()
+        };
+        let start = event(InputEvent::Start(start.into()));
+        let data = pieces.map(move |piece| {
+            let input = ProcessInput { input: Some(Input::Stdin(piece)), ..Default::default() };
+            let data =
+                stream_input_request::DataEvent { input: input.into(), ..Default::default() };
+            event(InputEvent::Data(data.into()))
+        });
+        let sent = self.client.stream_input(stream::once(async { start }).chain(data)).await;
         sent.map(drop).map_err(|error| failed("input was not taken", error))
     }
 

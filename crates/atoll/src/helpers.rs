@@ -39,7 +39,12 @@ impl Launcher {
     }
 }
 
-fn write_program(directory: &Path, path: &Path, content: &[u8]) -> io::Result<File> {
+/// Writes `content` to `path` below `directory`, in place of whatever is there, and opens it. It can
+/// be run through the descriptor.
+///
+/// # Errors
+/// When it cannot be written.
+pub(crate) fn write_program(directory: &Path, path: &Path, content: &[u8]) -> io::Result<File> {
     fs::create_dir_all(directory)?;
     let partial = path.with_extension("partial");
     if let Err(error) = fs::remove_file(&partial)

@@ -12,6 +12,7 @@ mod client;
 mod doctor;
 mod explain;
 mod helpers;
+mod logs;
 mod sandbox;
 mod terminal;
 mod up;

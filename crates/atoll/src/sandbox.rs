@@ -15,7 +15,7 @@ use tokio::{
 
 use crate::{
     client::{Client, CommandInput, Create, Exec, ExecEvent},
-    terminal,
+    logs, terminal,
 };
 
 /// What a shell reports for a program that a signal ended, less the signal's number.
@@ -36,6 +36,8 @@ pub(crate) enum Command {
     Info(InfoArguments),
     /// Run a command; its input, output and exit code are this command's.
     Exec(ExecArguments),
+    /// Show what a sandbox logged, also after its end.
+    Logs(logs::Arguments),
     /// End sandboxes.
     Kill(KillArguments),
 }
@@ -119,6 +121,7 @@ pub(crate) async fn run(command: Command) -> Result<ExitCode> {
         Command::List(output) => list(&client, &output).await,
         Command::Info(arguments) => info(&client, &arguments).await,
         Command::Exec(arguments) => exec(&client, arguments).await,
+        Command::Logs(arguments) => logs::run(&client, &arguments).await,
         Command::Kill(arguments) => kill(&client, arguments).await,
     }
 }

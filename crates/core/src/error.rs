@@ -109,6 +109,8 @@ pub mod codes {
             "See `atoll help`.";
         1009 SELF_CHECK_FAILED 500 None, "the self-check at start failed",
             "Run `atoll doctor`, then start again with RUST_LOG=atoll=debug.";
+        1010 CERTIFICATE_UNUSABLE 500 None, "the TLS certificate cannot be used",
+            "Give a certificate and its key, both in PEM form, with --tls-cert and --tls-key.";
 
         // Requests.
         2001 INVALID_REQUEST 400 None, "the request is not valid",
@@ -186,6 +188,8 @@ pub mod codes {
         // Proxies.
         6001 PROXY_FAILED 502 None, "the proxy could not reach the sandbox",
             "See the message; a server in the sandbox must listen on the port asked for.";
+        6002 HOST_UNKNOWN 404 None, "this deployment has no such host",
+            "Use the names of its domain, which E2B_DOMAIN in <data-dir>/env says.";
     }
 
     /// The code with this number.

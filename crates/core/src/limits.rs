@@ -28,6 +28,14 @@ pub const MAX_LABELS: usize = 256 * 1024;
 pub const METRICS_BATCH: usize = 100;
 /// How often a sandbox's resource use is sampled (contract 9.1).
 pub const METRICS_INTERVAL: Duration = Duration::from_secs(5);
+/// Largest page of a log, and the default one.
+pub const LOG_PAGE_SIZE: u32 = 1000;
+/// How long lines of logs are kept, and how far back they are looked for (contract 9.3).
+pub const LOG_RETENTION: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Most lines of logs that are kept; the oldest go first. Ours: about a gigabyte of usual lines.
+pub const MOST_LOG_LINES: u32 = 2_000_000;
+/// Longest text to search a log for, characters (contract 9.3).
+pub const LOG_SEARCH_LENGTH: usize = 256;
 
 /// What a team may use. The development tier is what `atoll up` seeds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -138,6 +138,7 @@ mod tests {
         HeaderMap::from_iter([(header::AUTHORIZATION, value.parse().unwrap())])
     }
 
+    // Rules: USER-1
     #[test]
     fn the_password_is_ignored() {
         assert_eq!(basic_username(&authorization("Basic cm9vdDo=")).as_deref(), Some("root"));
@@ -145,6 +146,7 @@ mod tests {
         assert_eq!(basic_username(&authorization(&with_password)).as_deref(), Some("user"));
     }
 
+    // Rules: USER-8
     #[test]
     fn anything_but_basic_selects_nobody() {
         for value in ["Bearer cm9vdDo=", "Basic", "Basic !!!", "Basic cm9vdA=="] {
@@ -153,6 +155,7 @@ mod tests {
         assert_eq!(basic_username(&HeaderMap::new()), None);
     }
 
+    // Rules: AUTH-5, AUTH-6
     #[test]
     fn only_the_listed_routes_do_without_the_token() {
         let guest = Guest::new(BootConfig::default());

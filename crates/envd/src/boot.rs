@@ -111,6 +111,20 @@ pub(crate) fn write_identity(boot: &BootConfig) {
     }
 }
 
+/// Takes the pipe for envd's log, which the launcher passes to process 1 as standard output, and
+/// which nothing that envd starts may have.
+///
+/// Writing to it never blocks. It fails while the node does not read (`EAGAIN`) and when nobody
+/// holds the other end (`EPIPE`, without a signal): a record is dropped then.
+pub(crate) fn log_pipe() -> Option<OwnedFd> {
+    let stat = rustix::fs::fstat(io::stdout().as_fd()).ok()?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::Fifo {
+        return None;
+    }
+    // Descriptor 1 itself is replaced by `detach_stdio`.
+    io::stdout().as_fd().try_clone_to_owned().ok()
+}
+
 /// Lets go of the launcher's streams. Best effort: a sandbox may have no `/dev/null`.
 pub(crate) fn detach_stdio() {
     let Ok(null) = fs::OpenOptions::new().read(true).write(true).open("/dev/null") else { return };

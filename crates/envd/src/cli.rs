@@ -55,6 +55,7 @@ mod tests {
         parse(args.iter().map(|arg| (*arg).to_owned()))
     }
 
+    // Rules: BOOT-6
     #[test]
     fn known_flags_are_accepted() {
         let serve = |port| Ok(Action::Serve { port });
@@ -65,6 +66,7 @@ mod tests {
         assert_eq!(parsed(&["-version"]), Ok(Action::Print("0.6.13")));
     }
 
+    // Rules: BOOT-6
     #[test]
     fn what_cannot_be_meant_is_refused() {
         for bad in [&["-port"][..], &["-port", "70000"], &["-nonsense"], &["serve"]] {

@@ -5,7 +5,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use atoll_wire::guest::{BootConfig, InitRequest};
@@ -20,6 +23,8 @@ pub struct Guest {
     /// Variables that describe the sandbox; users cannot change them.
     own_vars: BTreeMap<String, String>,
     settings: Mutex<Settings>,
+    /// Set between `/freeze` and `/unfreeze` or `/init`.
+    frozen: AtomicBool,
 }
 
 /// What `/init` may change.
@@ -43,7 +48,12 @@ impl Guest {
                 own_vars.insert(name.to_owned(), value);
             }
         }
-        Arc::new(Self { control_secret: boot.control_secret, own_vars, settings: Mutex::default() })
+        Arc::new(Self {
+            control_secret: boot.control_secret,
+            own_vars,
+            settings: Mutex::default(),
+            frozen: AtomicBool::new(false),
+        })
     }
 
     /// The token that clients must send, if one is set.
@@ -115,6 +125,16 @@ impl Guest {
         }
     }
 
+    /// Whether nothing new is to be started, because the node holds still what runs.
+    pub fn is_frozen(&self) -> bool {
+        self.frozen.load(Ordering::Relaxed)
+    }
+
+    /// Notes that the node holds the sandbox's processes still, or lets them go on.
+    pub fn set_frozen(&self, frozen: bool) {
+        self.frozen.store(frozen, Ordering::Relaxed);
+    }
+
     /// No holder of the lock can panic halfway through a change, so a poisoned one is still good.
     fn settings(&self) -> MutexGuard<'_, Settings> {
         self.settings.lock().unwrap_or_else(PoisonError::into_inner)
@@ -134,6 +154,7 @@ mod tests {
             control_secret: "control".into(),
             sandbox_id: "isbx".into(),
             template_id: "base".into(),
+            limits: None,
         }
     }
 
@@ -141,6 +162,7 @@ mod tests {
         pairs.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect()
     }
 
+    // Rules: INIT-9
     #[test]
     fn users_cannot_change_what_describes_the_sandbox() {
         let guest = Guest::new(boot());
@@ -151,6 +173,7 @@ mod tests {
         assert_eq!(seen["A"], "1");
     }
 
+    // Rules: INIT-8
     #[test]
     fn variables_are_replaced_only_when_given() {
         let guest = Guest::new(BootConfig::default());
@@ -186,6 +209,7 @@ mod tests {
         assert!(guest.accepts_control(Some(b"control")));
     }
 
+    // Rules: INIT-11
     #[test]
     fn empty_defaults_are_ignored() {
         let guest = Guest::new(boot());

@@ -1,104 +1,83 @@
-//! `POST /init` and the other routes that only the node may call.
+//! `POST /init`: the settings of the sandbox, from the node.
 //!
 //! A node proves itself with the control secret. An envd without one (started by hand, without a
 //! node) falls back to the access token: whoever knows the current one may replace it.
 //!
 //! The node repeats `/init` until one succeeds, and may give up on any of them: applying one has no
-//! await in it, so it happens wholly or not at all, and doing it twice is doing it once.
+//! await in it, so it happens wholly or not at all, and doing it twice is doing it once. For the
+//! same reason none ever finds another under way.
+//!
+//! Two things that `/init` does in a virtual machine have no place here:
+//!
+//! - *The clock* is the kernel's, and the kernel is the node's: it is right after a resume too. An
+//!   envd that could set it would set its node's, so `timestamp` only puts requests in order.
+//! - *Volumes* are mounted by the node, because a sandbox may not mount network file systems. A
+//!   volume that is not there is an error: what is written to its path would be lost.
 
-use std::sync::{Arc, Mutex, PoisonError};
-
-use atoll_wire::guest::{CONTROL_HEADER, InitRequest};
-use axum::{
-    Router,
-    body::Bytes,
-    extract::{Request, State},
-    middleware::{self, Next},
-    response::{IntoResponse, Response},
-    routing::post,
+use std::{
+    path::Path,
+    sync::{Mutex, PoisonError},
 };
+
+use atoll_wire::guest::{InitRequest, VolumeMount};
 use buffa_types::google::protobuf::Timestamp;
 use http::StatusCode;
 
-use crate::{VERSION, auth::rest_error, guest::Guest, trust::TrustStore};
+use crate::{guest::Guest, mounts, trust::TrustStore};
 
-/// Control routes of other hypervisors' envd: freezing and upgrading are the node's business here.
-const NOT_HERE: [&str; 6] =
-    ["/freeze", "/unfreeze", "/collapse", "/fsfreeze", "/fsthaw", "/upgrade"];
+/// Why a request was not applied: a status and a sentence.
+pub type Refusal = (StatusCode, String);
 
-/// What `/init` works on.
-struct Control {
-    guest: Arc<Guest>,
-    /// One at a time.
-    trust: Mutex<TrustStore>,
-}
-
-/// The control routes.
-pub fn router(guest: Arc<Guest>) -> Router {
-    let control =
-        Arc::new(Control { guest: Arc::clone(&guest), trust: Mutex::new(TrustStore::system()) });
-    let mut router = Router::new().route("/init", post(init)).with_state(control);
-    for path in NOT_HERE {
-        router = router.route(path, post(not_here));
-    }
-    router.route_layer(middleware::from_fn_with_state(guest, require_control))
-}
-
-/// Refuses requests without the control secret, where there is one.
-async fn require_control(
-    State(guest): State<Arc<Guest>>,
-    request: Request,
-    next: Next,
-) -> Response {
-    let offered = request.headers().get(CONTROL_HEADER).map(|value| value.as_bytes());
-    if guest.accepts_control(offered) {
-        return next.run(request).await;
-    }
-    rest_error(StatusCode::UNAUTHORIZED, "this route needs the control secret of the sandbox")
-}
-
-async fn not_here() -> Response {
-    rest_error(StatusCode::NOT_IMPLEMENTED, "not supported by this envd: the node does this itself")
-}
-
-async fn init(State(control): State<Arc<Control>>, body: Bytes) -> Response {
-    match control.apply(&body) {
-        Ok(()) => (StatusCode::NO_CONTENT, [("x-envd-version", VERSION)]).into_response(),
-        Err((status, message)) => rest_error(status, &message),
-    }
-}
-
-type Refusal = (StatusCode, String);
-
-impl Control {
-    fn apply(&self, body: &[u8]) -> Result<(), Refusal> {
-        let request = parse(body)?;
-        let timestamp = request.timestamp.as_deref().map(parse_timestamp).transpose()?;
-        let trust = self.trust.lock().unwrap_or_else(PoisonError::into_inner);
-        self.check_token(&request)?;
-        if timestamp.is_some_and(|timestamp| self.guest.is_stale(timestamp)) {
-            return Ok(());
-        }
+/// Applies the body of a request. Whatever it says, what was frozen is thawed when it is applied.
+///
+/// # Errors
+/// 400 for a malformed request or one that cannot be honoured, 401 for a wrong token. Nothing has
+/// changed then.
+pub fn apply(guest: &Guest, trust: &Mutex<TrustStore>, body: &[u8]) -> Result<(), Refusal> {
+    let request = parse(body)?;
+    let timestamp = request.timestamp.as_deref().map(parse_timestamp).transpose()?;
+    check_token(guest, &request)?;
+    if !timestamp.is_some_and(|timestamp| guest.is_stale(timestamp)) {
+        check_volumes(request.volume_mounts.as_deref().unwrap_or_default())?;
         if let Some(pem) = &request.ca_bundle {
-            trust.install(pem).map_err(|error| {
-                (StatusCode::BAD_REQUEST, format!("error installing caBundle: {error}"))
-            })?;
+            let trust = trust.lock().unwrap_or_else(PoisonError::into_inner);
+            trust
+                .install(pem)
+                .map_err(|error| bad_request(format!("error installing caBundle: {error}")))?;
         }
-        self.guest.apply(request, timestamp);
-        Ok(())
+        guest.apply(request, timestamp);
     }
+    guest.set_frozen(false);
+    Ok(())
+}
 
-    fn check_token(&self, request: &InitRequest) -> Result<(), Refusal> {
-        let offered = request.access_token.as_deref().filter(|token| !token.is_empty());
-        if self.guest.has_control_secret() || self.guest.accepts_token(offered.map(str::as_bytes)) {
-            return Ok(());
-        }
-        let message = match offered {
-            Some(_) => "access token validation failed",
-            None => "access token reset not authorized",
-        };
-        Err((StatusCode::UNAUTHORIZED, message.to_owned()))
+fn check_token(guest: &Guest, request: &InitRequest) -> Result<(), Refusal> {
+    let offered = request.access_token.as_deref().filter(|token| !token.is_empty());
+    if guest.has_control_secret() || guest.accepts_token(offered.map(str::as_bytes)) {
+        return Ok(());
     }
+    let message = match offered {
+        Some(_) => "access token validation failed",
+        None => "access token reset not authorized",
+    };
+    Err((StatusCode::UNAUTHORIZED, message.to_owned()))
+}
+
+fn check_volumes(volumes: &[VolumeMount]) -> Result<(), Refusal> {
+    if volumes.is_empty() {
+        return Ok(());
+    }
+    let mounts =
+        mounts::list().map_err(|error| bad_request(format!("error listing mounts: {error}")))?;
+    for VolumeMount { path } in volumes {
+        if !Path::new(path).is_absolute() || !mounts::is_mount_point(&mounts, path) {
+            return Err(bad_request(format!(
+                "volume at '{path}' is not mounted: the node mounts volumes before the sandbox \
+                 starts, envd cannot"
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn parse(body: &[u8]) -> Result<InitRequest, Refusal> {
@@ -106,7 +85,7 @@ fn parse(body: &[u8]) -> Result<InitRequest, Refusal> {
         return Ok(InitRequest::default());
     }
     serde_json::from_slice(body)
-        .map_err(|error| (StatusCode::BAD_REQUEST, format!("failed to decode request: {error}")))
+        .map_err(|error| bad_request(format!("failed to decode request: {error}")))
 }
 
 /// RFC 3339 to seconds and nanoseconds, which compare as the times do.
@@ -114,13 +93,18 @@ fn parse_timestamp(text: &str) -> Result<(i64, i32), Refusal> {
     let parsed: Result<Timestamp, _> = serde_json::from_value(text.into());
     parsed
         .map(|timestamp| (timestamp.seconds, timestamp.nanos))
-        .map_err(|error| (StatusCode::BAD_REQUEST, format!("invalid timestamp: {error}")))
+        .map_err(|error| bad_request(format!("invalid timestamp: {error}")))
+}
+
+fn bad_request(message: String) -> Refusal {
+    (StatusCode::BAD_REQUEST, message)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    // Rules: INIT-6
     #[test]
     fn timestamps_compare_across_zones_and_fractions() {
         let at = |text| parse_timestamp(text).unwrap();

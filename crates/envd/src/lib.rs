@@ -7,26 +7,37 @@
 //! | module | what it does |
 //! |---|---|
 //! | [`guest`] | what all handlers share: tokens, defaults, variables |
-//! | [`server`] | listens, routes, answers the small routes |
+//! | [`server`], [`connection`], [`drain`] | listens, routes, answers the small routes |
 //! | [`auth`], [`cors`] | access token, choice of user; web pages |
-//! | [`init`], [`metrics`] | the routes of the same name; `init` uses [`trust`] |
+//! | [`rpc`], [`budget`], [`legacy`] | what all RPCs share: limits, timeouts, very old clients |
+//! | [`control`], [`init`], [`mounts`] | what only the node may call; `init` uses [`trust`] |
+//! | [`metrics`] | the route of the same name |
 //! | [`reaper`], [`process`] | children: spawning, reaping, output, input, the Process service |
 //! | [`users`], [`paths`] | `/etc/passwd`, and what a path means to a user |
 //! | [`files`], [`signature`], [`filesystem`] | uploads, downloads, the Filesystem service |
+//! | [`log`] | what envd says of its work, for the node |
 //! | [`disk`], [`random`] | small steps that several of them need |
 
 pub mod auth;
+pub mod budget;
+pub mod connection;
+pub mod control;
 pub mod cors;
 pub mod disk;
+pub mod drain;
 pub mod files;
 pub mod filesystem;
 pub mod guest;
 pub mod init;
+pub mod legacy;
+pub mod log;
 pub mod metrics;
+pub mod mounts;
 pub mod paths;
 pub mod process;
 pub mod random;
 pub mod reaper;
+pub mod rpc;
 pub mod server;
 pub mod signature;
 pub mod trust;

@@ -12,7 +12,8 @@ use std::{
 };
 
 use atoll_envd::{
-    VERSION,
+    VERSION, log,
+    process::spawner,
     server::{Options, serve},
 };
 
@@ -40,6 +41,8 @@ fn run(port: u16) -> io::Result<()> {
     // Before anything opens a descriptor: number 3 is the node's or nobody's.
     let inherited = boot::inherited_listener();
     boot::harden()?;
+    // Before there are secrets or threads. Without it envd forks by itself.
+    let spawner = spawner::fork().ok();
     let boot = boot::read_config()?;
     let listener = match inherited {
         Some(listener) => listener,
@@ -48,11 +51,15 @@ fn run(port: u16) -> io::Result<()> {
     let open_files = boot::raise_open_files();
     boot::write_identity(&boot);
     if std::process::id() == 1 {
+        if let Some(pipe) = boot::log_pipe() {
+            log::open(pipe);
+        }
         boot::detach_stdio();
     }
+    log::info("envd", "envd started").text("version", VERSION).send();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS)
         .build()?;
-    runtime.block_on(serve(Options { listener, boot, open_files }))
+    runtime.block_on(serve(Options { listener, boot, open_files, spawner }))
 }

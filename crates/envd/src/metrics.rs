@@ -1,16 +1,17 @@
-//! `GET /metrics`: what the sandbox uses, for the node to collect.
+//! `GET /metrics`: what the sandbox uses, as seen from inside.
 //!
-//! Where the sandbox sees its own control group, that is measured; else the whole system, which
-//! is the same in a virtual machine.
+//! In a virtual machine that is what the kernel says of the machine. A container sees the host's
+//! figures, so there the sandbox's processes are added up and measured by the limits it was given.
+//! The node measures its control group itself; that is what the API reports.
 
 use std::{
     fs, io,
     sync::{Arc, Mutex, PoisonError},
     thread,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use atoll_wire::guest::GuestMetrics;
+use atoll_wire::guest::{GuestLimits, GuestMetrics};
 use axum::{
     Json, Router,
     extract::State,
@@ -21,17 +22,19 @@ use http::{StatusCode, header};
 
 use crate::auth::rest_error;
 
-/// The root of the sandbox's own control group, in a private cgroup namespace.
-const CGROUP: &str = "/sys/fs/cgroup";
-
-/// The metrics route. Processor use is counted from here on.
-pub fn router() -> Router {
-    let last = Arc::new(Mutex::new(CpuSample::take()));
-    Router::new().route("/metrics", get(metrics)).with_state(last)
+struct Meter {
+    limits: Option<GuestLimits>,
+    last: Mutex<CpuSample>,
 }
 
-async fn metrics(State(last): State<Arc<Mutex<CpuSample>>>) -> Response {
-    match measure(&last) {
+/// The metrics route. Processor use is counted from here on.
+pub fn router(limits: Option<GuestLimits>) -> Router {
+    let last = Mutex::new(CpuSample::take(limits));
+    Router::new().route("/metrics", get(metrics)).with_state(Arc::new(Meter { limits, last }))
+}
+
+async fn metrics(State(meter): State<Arc<Meter>>) -> Response {
+    match meter.measure() {
         Ok(metrics) => ([(header::CACHE_CONTROL, "no-store")], Json(metrics)).into_response(),
         Err(error) => rest_error(
             StatusCode::INTERNAL_SERVER_ERROR,
@@ -40,30 +43,79 @@ async fn metrics(State(last): State<Arc<Mutex<CpuSample>>>) -> Response {
     }
 }
 
-fn measure(last: &Mutex<CpuSample>) -> io::Result<GuestMetrics> {
-    let memory = Memory::read()?;
-    let disk = rustix::fs::statvfs("/")?;
-    let cpu = CpuSample::take();
-    let previous =
-        std::mem::replace(&mut *last.lock().unwrap_or_else(PoisonError::into_inner), cpu);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Ok(GuestMetrics {
-        ts: i64::try_from(now.as_secs()).unwrap_or(i64::MAX),
-        cpu_count: cpu_count(),
-        cpu_used_pct: cpu.percent_since(&previous),
-        mem_total_mib: memory.total >> 20,
-        mem_used_mib: memory.used >> 20,
-        mem_total: memory.total,
-        mem_used: memory.used,
-        mem_cache: memory.cache,
-        disk_used: disk.f_blocks.saturating_sub(disk.f_bavail) * disk.f_frsize,
-        disk_total: disk.f_blocks * disk.f_frsize,
-    })
+impl Meter {
+    fn measure(&self) -> io::Result<GuestMetrics> {
+        let memory = match self.limits {
+            Some(limits) => {
+                Memory { total: limits.memory, used: Processes::sum().memory, cache: 0 }
+            }
+            None => Memory::of_system()?,
+        };
+        let disk = rustix::fs::statvfs("/")?;
+        let cpu = CpuSample::take(self.limits);
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let previous = std::mem::replace(&mut *last, cpu);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Ok(GuestMetrics {
+            ts: i64::try_from(now.as_secs()).unwrap_or(i64::MAX),
+            cpu_count: self.limits.map_or_else(processors, |limits| limits.vcpu),
+            cpu_used_pct: cpu.percent_since(&previous),
+            mem_total_mib: memory.total >> 20,
+            mem_used_mib: memory.used >> 20,
+            mem_total: memory.total,
+            mem_used: memory.used,
+            mem_cache: memory.cache,
+            disk_used: disk.f_blocks.saturating_sub(disk.f_bavail) * disk.f_frsize,
+            disk_total: disk.f_blocks * disk.f_frsize,
+        })
+    }
 }
 
-/// The processors that the sandbox may use.
-fn cpu_count() -> u32 {
+/// The processors that the system has.
+fn processors() -> u32 {
     thread::available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap_or(1))
+}
+
+/// What all processes use together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Processes {
+    /// Bytes that are theirs alone.
+    memory: u64,
+    /// Processor time of theirs and of those they have waited for.
+    busy: Duration,
+}
+
+impl Processes {
+    /// A look at each; those that end meanwhile are left out.
+    fn sum() -> Self {
+        let page = u64::try_from(rustix::param::page_size()).unwrap_or(4096);
+        let ticks = rustix::param::clock_ticks_per_second().max(1);
+        let mut sum = Self::default();
+        for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let read = |file| fs::read_to_string(entry.path().join(file)).ok();
+            let is_process = entry.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit);
+            let Some(stat) = is_process.then(|| read("stat")).flatten() else { continue };
+            let time = ticks_in(&stat).unwrap_or(0) as f64 / ticks as f64;
+            sum.busy += Duration::try_from_secs_f64(time).unwrap_or_default();
+            sum.memory += read("statm").and_then(|statm| pages_in(&statm)).unwrap_or(0) * page;
+        }
+        sum
+    }
+}
+
+/// User and system time of a process and of its waited-for children: fields 14 to 17 of
+/// `/proc/PID/stat`. The name before them may hold anything, parentheses too.
+fn ticks_in(stat: &str) -> Option<u64> {
+    let (_, fields) = stat.rsplit_once(')')?;
+    let numbers = fields.split_whitespace().skip(11).take(4).map(str::parse::<u64>);
+    numbers.sum::<Result<u64, _>>().ok()
+}
+
+/// Resident pages less those shared with files or others: fields 2 and 3 of `/proc/PID/statm`.
+fn pages_in(statm: &str) -> Option<u64> {
+    let mut fields = statm.split_whitespace().skip(1).map(str::parse::<u64>);
+    let (resident, shared) = (fields.next()?.ok()?, fields.next()?.ok()?);
+    Some(resident.saturating_sub(shared))
 }
 
 /// Processor time spent up to some moment, and processor time there was to spend.
@@ -74,21 +126,14 @@ struct CpuSample {
 }
 
 impl CpuSample {
-    fn take() -> Self {
-        Self::of_cgroup()
-            .or_else(Self::of_system)
-            .unwrap_or(Self { busy: Duration::ZERO, available: Duration::ZERO })
-    }
-
-    fn of_cgroup() -> Option<Self> {
-        // The root group of a host has no limits, and is not a sandbox.
-        fs::metadata(format!("{CGROUP}/cpu.max")).ok()?;
-        let stat = fs::read_to_string(format!("{CGROUP}/cpu.stat")).ok()?;
-        let busy = Duration::from_micros(field(&stat, "usage_usec")?);
-        let uptime = fs::read_to_string("/proc/uptime").ok()?;
-        let uptime = uptime.split_whitespace().next()?.parse().ok()?;
-        let uptime = Duration::try_from_secs_f64(uptime).ok()?;
-        Some(Self { busy, available: uptime * cpu_count() })
+    fn take(limits: Option<GuestLimits>) -> Self {
+        let Some(limits) = limits else {
+            return Self::of_system()
+                .unwrap_or(Self { busy: Duration::ZERO, available: Duration::ZERO });
+        };
+        static STARTED: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+        let passed = STARTED.get_or_init(Instant::now).elapsed();
+        Self { busy: Processes::sum().busy, available: passed * limits.vcpu.max(1) }
     }
 
     fn of_system() -> Option<Self> {
@@ -131,21 +176,10 @@ struct Memory {
 }
 
 impl Memory {
-    fn read() -> io::Result<Self> {
+    fn of_system() -> io::Result<Self> {
         let meminfo = fs::read_to_string("/proc/meminfo")?;
-        let system = Self::parse_system(&meminfo)
-            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "/proc/meminfo"))?;
-        Ok(Self::of_cgroup(system.total).unwrap_or(system))
-    }
-
-    fn of_cgroup(system_total: u64) -> Option<Self> {
-        let read = |file| fs::read_to_string(format!("{CGROUP}/{file}")).ok();
-        let limit = read("memory.max")?;
-        let current: u64 = read("memory.current")?.trim().parse().ok()?;
-        let cache = field(&read("memory.stat")?, "file")?;
-        // "max" is no limit.
-        let total = limit.trim().parse().map_or(system_total, |limit: u64| limit.min(system_total));
-        Some(Self { total, used: current.saturating_sub(cache), cache })
+        Self::parse_system(&meminfo)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "/proc/meminfo"))
     }
 
     fn parse_system(meminfo: &str) -> Option<Self> {
@@ -177,6 +211,30 @@ mod tests {
         assert_eq!(memory, Memory { total: 1000 << 10, used: 400 << 10, cache: 250 << 10 });
     }
 
+    #[test]
+    fn a_process_may_be_named_like_its_own_entry() {
+        let stat = "7 (a) b (c) S 1 7 7 0 -1 4194560 100 0 0 0 10 20 3 4 20 0 1 0 5 0 0";
+        assert_eq!(ticks_in(stat), Some(37));
+        assert_eq!(ticks_in("7 (short) S 1"), Some(0));
+        assert_eq!(ticks_in("nothing"), None);
+        assert_eq!(pages_in("900 300 100 1 0 50 0"), Some(200));
+        assert_eq!(pages_in("900"), None);
+    }
+
+    // Rules: METRICS-2
+    #[test]
+    fn processes_are_measured_by_their_limits() {
+        let limits = Some(GuestLimits { vcpu: 2, memory: 1 << 30 });
+        let meter = Meter { limits, last: Mutex::new(CpuSample::take(limits)) };
+        let ballast = vec![1_u8; 32 << 20];
+        let metrics = meter.measure().unwrap();
+        assert_eq!((metrics.cpu_count, metrics.mem_total), (2, 1 << 30));
+        assert!(metrics.mem_used >= 32 << 20, "{metrics:?}");
+        assert!((0.0..=100.0).contains(&metrics.cpu_used_pct), "{metrics:?}");
+        drop(ballast);
+    }
+
+    // Rules: METRICS-2
     #[test]
     fn waiting_for_disks_is_idle_time() {
         let before = CpuSample::parse_system("cpu  0 0 0 0 0 0 0 0 0 0\ncpu0 1 1 1 1\n").unwrap();

@@ -97,6 +97,7 @@ mod tests {
         resolve(path, &user(), workdir).unwrap().into_os_string().into_string().unwrap()
     }
 
+    // Rules: PATH-1, PATH-2, PATH-4, PATH-5
     #[test]
     fn paths_resolve_as_the_contract_says() {
         for (path, expected) in [
@@ -117,6 +118,7 @@ mod tests {
         }
     }
 
+    // Rules: PATH-1, PATH-4
     #[test]
     fn only_an_empty_path_is_the_default_working_directory() {
         assert_eq!(resolved("", Some("/code")), "/code");
@@ -126,6 +128,7 @@ mod tests {
         assert_eq!(resolved("~", Some("/code")), "/home/user");
     }
 
+    // Rules: PATH-3
     #[test]
     fn what_names_nothing_is_refused() {
         assert_eq!(resolve("~bob", &user(), None), Err(PathError::OtherHome));

@@ -6,19 +6,25 @@
 //! its owner is known, and a process id cannot be reused while it is about to be signalled.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     io,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use rustix::{
     io::Errno,
-    process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, wait},
+    process::{
+        Pid, Signal, WaitId, WaitIdOptions, WaitOptions, WaitStatus, kill_process, wait, waitid,
+    },
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::oneshot,
 };
+
+/// How many ends of unknown children are kept for those who may still ask. A process that the
+/// spawner forked can end before its number is known here, but not long before.
+const MAX_UNCLAIMED: usize = 1024;
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +67,8 @@ pub struct Reaper {
 #[derive(Default)]
 struct Waiting {
     children: HashMap<Pid, (u64, oneshot::Sender<Exit>)>,
+    /// Ends of children that nobody waited for, oldest first.
+    unclaimed: VecDeque<(Pid, Exit)>,
     next_serial: u64,
 }
 
@@ -75,11 +83,25 @@ impl Reaper {
     ) -> io::Result<(Child, oneshot::Receiver<Exit>)> {
         let mut waiting = self.waiting();
         let pid = fork()?;
-        let serial = waiting.next_serial;
-        waiting.next_serial += 1;
-        let (sender, receiver) = oneshot::channel();
-        waiting.children.insert(pid, (serial, sender));
-        Ok((Child { pid, serial }, receiver))
+        Ok(waiting.expect(pid))
+    }
+
+    /// Waits for a child that another process has just forked for us; the receiver gets its end.
+    pub fn adopt(&self, pid: Pid) -> (Child, oneshot::Receiver<Exit>) {
+        let mut waiting = self.waiting();
+        let adopted = waiting.expect(pid);
+        let peek = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        // Only when it is there no more was it reaped already, and not somebody before it who had
+        // the same number.
+        if matches!(waitid(WaitId::Pid(pid), peek), Err(Errno::CHILD)) {
+            let end = waiting.unclaimed.iter().rev().find(|(ended, _)| *ended == pid);
+            let end = end.map(|(_, exit)| *exit);
+            // Without an end the owner hears that it is lost.
+            if let (Some((_, owner)), Some(exit)) = (waiting.children.remove(&pid), end) {
+                let _ = owner.send(exit);
+            }
+        }
+        adopted
     }
 
     /// Signals a child. Does nothing once it has been reaped.
@@ -116,6 +138,8 @@ impl Reaper {
                     if let Some((_, owner)) = waiting.children.remove(&pid) {
                         // Nobody minds when the owner is gone: the child is reaped.
                         let _ = owner.send(exit);
+                    } else {
+                        waiting.keep(pid, exit);
                     }
                 }
                 Err(Errno::INTR) => {}
@@ -127,5 +151,22 @@ impl Reaper {
     /// Every change is one insertion or removal, so a poisoned lock is still good.
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Waiting {
+    fn expect(&mut self, pid: Pid) -> (Child, oneshot::Receiver<Exit>) {
+        let serial = self.next_serial;
+        self.next_serial += 1;
+        let (sender, receiver) = oneshot::channel();
+        self.children.insert(pid, (serial, sender));
+        (Child { pid, serial }, receiver)
+    }
+
+    fn keep(&mut self, pid: Pid, exit: Exit) {
+        if self.unclaimed.len() >= MAX_UNCLAIMED {
+            self.unclaimed.pop_front();
+        }
+        self.unclaimed.push_back((pid, exit));
     }
 }

@@ -112,6 +112,7 @@ mod tests {
         Claim { path, operation, username, expiration }
     }
 
+    // Rules: SIGN-8, SIGN-10, SIGN-11, TRAP-6
     #[test]
     fn the_published_vectors_hold() {
         let cases = [
@@ -146,6 +147,7 @@ mod tests {
         }
     }
 
+    // Rules: SIGN-2, SIGN-3, TRAP-6
     #[test]
     fn the_header_wins_over_the_signature() {
         let claim = claim("a", Read, "", None);
@@ -162,6 +164,7 @@ mod tests {
         assert_eq!(authorize(None, None, None, &claim, 0), Ok(()));
     }
 
+    // Rules: SIGN-6, SIGN-7
     #[test]
     fn a_link_is_good_up_to_and_in_its_last_second() {
         let claim = claim("a", Write, "user", Some(100));
@@ -174,6 +177,7 @@ mod tests {
         assert_eq!(check("v1_x", 101), Err(Refusal::Invalid), "the match is checked first");
     }
 
+    // Rules: SIGN-5, SIGN-9
     #[test]
     fn a_link_allows_nothing_but_what_was_signed() {
         let signed = claim("a", Read, "user", Some(100));

@@ -105,6 +105,7 @@ mod tests {
         fs::read_to_string(&store.bundle).unwrap()
     }
 
+    // Rules: INIT-12
     #[test]
     fn a_new_authority_takes_the_place_of_the_last() {
         let directory = tempfile::tempdir().unwrap();
@@ -120,6 +121,7 @@ mod tests {
         assert_eq!(bundle(&store), format!("{IMAGE}\n"));
     }
 
+    // Rules: INIT-12
     #[test]
     fn an_image_without_a_trust_store_gets_one() {
         let directory = tempfile::tempdir().unwrap();
@@ -128,6 +130,7 @@ mod tests {
         assert_eq!(bundle(&store), certificate("one"));
     }
 
+    // Rules: INIT-3
     #[test]
     fn nonsense_is_refused_and_changes_nothing() {
         let directory = tempfile::tempdir().unwrap();

@@ -205,6 +205,7 @@ docker:x:998:user
         assert_eq!(user.shell, Path::new("/bin/sh"));
     }
 
+    // Rules: USER-7, TRAP-40
     #[test]
     fn an_id_is_not_a_name() {
         assert_eq!(find(PASSWD, GROUP, "0"), None);

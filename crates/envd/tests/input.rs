@@ -22,6 +22,7 @@ async fn type_in_terminal(envd: &Envd, pid: u64, text: &str) -> (StatusCode, Val
     envd.rpc("SendInput", json!({ "process": { "pid": pid }, "input": input })).await
 }
 
+// Rules: TRAP-11, PROC-24, PROC-50, PROC-53
 #[tokio::test]
 async fn stdin_is_open_until_it_is_closed() {
     let envd = Envd::start().await;
@@ -37,6 +38,7 @@ async fn stdin_is_open_until_it_is_closed() {
     assert_eq!((status, &body["code"]), (StatusCode::NOT_FOUND, &json!("not_found")));
 }
 
+// Rules: TRAP-11, PROC-25
 #[tokio::test]
 async fn without_stdin_there_is_nothing_to_read() {
     let envd = Envd::start().await;
@@ -45,6 +47,7 @@ async fn without_stdin_there_is_nothing_to_read() {
     assert_eq!(outcome.stdout(), "/dev/null\n");
 }
 
+// Rules: PROC-54, PROC-51
 #[tokio::test]
 async fn closing_twice_is_closing_once_and_writing_then_fails() {
     let envd = Envd::start().await;
@@ -59,6 +62,7 @@ async fn closing_twice_is_closing_once_and_writing_then_fails() {
     assert_eq!(body, json!({ "code": "internal", "message": message }));
 }
 
+// Rules: PROC-50
 #[tokio::test]
 async fn large_input_arrives_whole() {
     const BYTES: usize = 16 << 20;
@@ -70,6 +74,7 @@ async fn large_input_arrives_whole() {
     assert_eq!(events.outcome().await.stdout().trim(), BYTES.to_string());
 }
 
+// Rules: PROC-53
 #[tokio::test]
 async fn a_writer_is_told_when_nobody_will_read() {
     let envd = Envd::start().await;
@@ -82,6 +87,7 @@ async fn a_writer_is_told_when_nobody_will_read() {
     assert_eq!(events.outcome().await.end["error"], "signal: killed");
 }
 
+// Rules: TRAP-26, PROC-56, PROC-58
 #[tokio::test]
 async fn streamed_input_keeps_its_order() {
     let envd = Envd::start().await;
@@ -103,6 +109,7 @@ async fn streamed_input_keeps_its_order() {
     assert_eq!(events.outcome().await.stdout(), expected);
 }
 
+// Rules: PROC-57, PROC-62
 #[tokio::test]
 async fn streamed_input_needs_a_process_first() {
     let envd = Envd::start().await;
@@ -116,6 +123,7 @@ async fn streamed_input_needs_a_process_first() {
     assert_eq!(trailer["error"]["message"], "process with tag nobody not found");
 }
 
+// Rules: PROC-23, PROC-55
 #[tokio::test]
 async fn a_terminal_has_the_size_that_was_asked_for() {
     let envd = Envd::start().await;
@@ -132,6 +140,7 @@ async fn a_terminal_has_the_size_that_was_asked_for() {
     assert_eq!(outcome.end["status"], "exit status 0");
 }
 
+// Rules: PROC-23
 #[tokio::test]
 async fn a_terminal_is_the_controlling_one() {
     let envd = Envd::start().await;
@@ -144,6 +153,7 @@ async fn a_terminal_is_the_controlling_one() {
     assert_eq!(events.outcome().await.end["exitCode"], 5);
 }
 
+// Rules: PROC-37
 #[tokio::test]
 async fn killing_a_terminal_ends_it() {
     let envd = Envd::start().await;
@@ -154,6 +164,7 @@ async fn killing_a_terminal_ends_it() {
     assert_eq!(events.outcome().await.end["error"], "signal: killed");
 }
 
+// Rules: PROC-52, PROC-54, PROC-55
 #[tokio::test]
 async fn terminals_and_pipes_are_not_mixed_up() {
     let envd = Envd::start().await;
@@ -168,4 +179,95 @@ async fn terminals_and_pipes_are_not_mixed_up() {
     resize["process"] = json!({ "pid": pipe });
     assert_eq!(code(envd.rpc("Update", resize).await), "internal");
     envd.kill(terminal).await;
+}
+
+// Rules: PROC-51
+#[tokio::test]
+async fn there_is_no_writing_to_a_stdin_that_never_was() {
+    let envd = Envd::start().await;
+    let mut events = envd.sh("sleep 1000", json!({ "stdin": false })).await;
+    let pid = events.pid().await;
+    let message = "error writing to stdin: stdin not enabled or closed";
+    let expected = json!({ "code": "internal", "message": message });
+    assert_eq!(envd.type_in(pid, "x").await, (StatusCode::INTERNAL_SERVER_ERROR, expected.clone()));
+    let data = json!({ "data": { "input": { "stdin": "eA==" } } });
+    let messages = [json!({ "start": { "process": { "pid": pid } } }), data];
+    let trailer = envd.stream("StreamInput", &[], &messages).await.outcome().await.trailer;
+    assert_eq!(trailer["error"], expected);
+    // Closing what is not open is closing it again.
+    let (status, _) = envd.rpc("CloseStdin", json!({ "process": { "pid": pid } })).await;
+    assert_eq!(status, StatusCode::OK);
+}
+
+// Rules: PROC-53
+#[tokio::test]
+async fn a_pipe_that_nobody_reads_is_broken() {
+    let envd = Envd::start().await;
+    let mut events = envd.sh("exec 0</dev/null; echo closed; exec sleep 1000", json!({})).await;
+    let pid = events.pid().await;
+    events.until_output("closed").await;
+    let answer = envd.type_in(pid, "x").await;
+    assert_eq!(answer.0, StatusCode::INTERNAL_SERVER_ERROR);
+    assert_eq!(answer.1["code"], "internal");
+    assert_eq!(envd.list().await, [pid]);
+}
+
+// Rules: PROC-56
+#[tokio::test]
+async fn a_later_start_changes_the_target() {
+    let envd = Envd::start().await;
+    let mut one = envd.sh("cat", json!({ "tag": "one" })).await;
+    let mut two = envd.sh("cat", pty(80, 24)).await;
+    let (_, pid) = (one.pid().await, two.pid().await);
+    let start = |selector: Value| json!({ "start": { "process": selector } });
+    let input = |input: Value| json!({ "data": { "input": input } });
+    let messages = [
+        json!({ "keepalive": {} }),
+        start(json!({ "tag": "one" })),
+        input(json!({ "stdin": STANDARD.encode("for one") })),
+        start(json!({ "pid": pid })),
+        json!({ "keepalive": {} }),
+        input(json!({ "pty": STANDARD.encode("for two\n") })),
+        start(json!({ "tag": "one" })),
+        input(json!({ "stdin": STANDARD.encode(", again") })),
+    ];
+    let mut answer = envd.stream("StreamInput", &[], &messages).await;
+    assert_eq!(answer.next().await, Ok(json!({})));
+    assert_eq!(answer.next().await, Err(json!({})));
+    one.until_output("for one, again").await;
+    two.until_output("for two\r\nfor two").await;
+    // The kinds of input are told apart here too.
+    for (selector, kind) in [(json!({ "tag": "one" }), "pty"), (json!({ "pid": pid }), "stdin")] {
+        let messages = [start(selector), input(json!({ kind: "eA==" }))];
+        let trailer = envd.stream("StreamInput", &[], &messages).await.outcome().await.trailer;
+        assert_eq!(trailer["error"]["code"], "internal", "{kind}");
+    }
+}
+
+// Rules: PROC-59
+#[tokio::test]
+async fn streamed_input_waits_for_its_reader() {
+    const PIECES: usize = 96;
+    let envd = Envd::start().await;
+    let directory = tempfile::tempdir().unwrap();
+    let flag = directory.path().join("go");
+    let script = format!("until [ -e {} ]; do sleep 0.02; done; wc -c", flag.display());
+    let mut events = envd.sh(&script, json!({})).await;
+    let pid = events.pid().await;
+    let piece = json!({ "data": { "input": { "stdin": STANDARD.encode(vec![7; 1 << 20]) } } });
+    let mut messages = vec![json!({ "start": { "process": { "pid": pid } } })];
+    messages.resize(PIECES + 1, piece);
+    let sending = async { envd.stream("StreamInput", &[], &messages).await.outcome().await };
+    let reading = async {
+        // Others are served while it waits.
+        for _ in 0..20 {
+            assert_eq!(envd.list().await, [pid]);
+        }
+        std::fs::write(&flag, "").unwrap();
+    };
+    let (sent, ()) = tokio::join!(sending, reading);
+    assert_eq!(sent.trailer, json!({}));
+    assert!(envd.peak_kib() < 48 << 10, "peak of {} KiB", envd.peak_kib());
+    envd.rpc("CloseStdin", json!({ "process": { "pid": pid } })).await;
+    assert_eq!(events.outcome().await.stdout().trim(), (PIECES << 20).to_string());
 }

@@ -10,6 +10,7 @@ use http::StatusCode;
 use serde_json::{Value, json};
 use support::{Envd, current_user, until};
 
+// Rules: PROC-30, PROC-36, PROC-7
 #[tokio::test]
 async fn output_comes_before_the_end_and_says_where_it_was_written() {
     let envd = Envd::start().await;
@@ -23,6 +24,7 @@ async fn output_comes_before_the_end_and_says_where_it_was_written() {
     assert_eq!(outcome.trailer, json!({}));
 }
 
+// Rules: RPC-18, TRAP-9, PROC-35, RPC-15, RPC-21
 #[tokio::test]
 async fn success_leaves_out_what_is_zero() {
     let envd = Envd::start().await;
@@ -30,6 +32,7 @@ async fn success_leaves_out_what_is_zero() {
     assert_eq!(outcome.end, json!({ "exited": true, "status": "exit status 0" }));
 }
 
+// Rules: TRAP-9, TRAP-48, PROC-37
 #[tokio::test]
 async fn a_signal_is_named() {
     let envd = Envd::start().await;
@@ -40,6 +43,7 @@ async fn a_signal_is_named() {
     }
 }
 
+// Rules: TRAP-33, PROC-11, PROC-12
 #[tokio::test]
 async fn what_cannot_be_executed_fails_as_in_a_shell() {
     let envd = Envd::start().await;
@@ -70,6 +74,7 @@ fn set_mode(path: &Path, mode: u32) {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
 }
 
+// Rules: PROC-13
 #[tokio::test]
 async fn commands_get_the_variables_meant_for_them_and_no_other() {
     let envd = Envd::start().await;
@@ -87,6 +92,7 @@ async fn commands_get_the_variables_meant_for_them_and_no_other() {
     }
 }
 
+// Rules: PROC-10
 #[tokio::test]
 async fn commands_start_with_a_clean_slate() {
     let envd = Envd::start().await;
@@ -100,6 +106,7 @@ async fn commands_start_with_a_clean_slate() {
     assert_eq!(outcome.stdout(), expected);
 }
 
+// Rules: TRAP-33, PROC-17
 #[tokio::test]
 async fn the_working_directory_must_exist() {
     let envd = Envd::start().await;
@@ -113,6 +120,7 @@ async fn the_working_directory_must_exist() {
     assert_eq!(envd.sh("pwd", fields("")).await.outcome().await.stdout(), home.stdout());
 }
 
+// Rules: TRAP-40, PROC-14, PROC-18
 #[tokio::test]
 async fn a_user_is_taken_with_all_its_groups_and_no_more() {
     if !rustix::process::geteuid().is_root() {
@@ -135,6 +143,7 @@ async fn a_user_is_taken_with_all_its_groups_and_no_more() {
     assert_eq!(envd.list().await, [0; 0]);
 }
 
+// Rules: PROC-27
 #[tokio::test]
 async fn a_nul_byte_is_an_error_of_the_request() {
     let envd = Envd::start().await;
@@ -143,6 +152,7 @@ async fn a_nul_byte_is_an_error_of_the_request() {
     assert_eq!(trailer["error"]["code"], "invalid_argument");
 }
 
+// Rules: PROC-60
 #[tokio::test]
 async fn list_shows_what_was_asked_for_while_it_lives() {
     let envd = Envd::start().await;
@@ -157,6 +167,7 @@ async fn list_shows_what_was_asked_for_while_it_lives() {
     assert_eq!(envd.list().await, [0; 0]);
 }
 
+// Rules: TRAP-10, PROC-43, PROC-31, PROC-34, PROC-3
 #[tokio::test]
 async fn a_process_outlives_its_client_and_can_be_found_again() {
     let envd = Envd::start().await;
@@ -175,6 +186,7 @@ async fn a_process_outlives_its_client_and_can_be_found_again() {
     }
 }
 
+// Rules: TRAP-31, PROC-61, PROC-62
 #[tokio::test]
 async fn an_end_can_be_asked_for_afterwards() {
     let envd = Envd::start().await;
@@ -190,6 +202,7 @@ async fn an_end_can_be_asked_for_afterwards() {
     assert_eq!(unknown.trailer["error"], json!({ "code": "not_found", "message": message }));
 }
 
+// Rules: TRAP-12, PROC-65, PROC-37
 #[tokio::test]
 async fn killing_what_has_ended_is_not_found() {
     let envd = Envd::start().await;
@@ -201,6 +214,7 @@ async fn killing_what_has_ended_is_not_found() {
     assert_eq!(events.outcome().await.end["error"], "signal: killed");
 }
 
+// Rules: TRAP-32, RPC-17, PROC-47, PROC-3
 #[tokio::test]
 async fn only_two_signals_can_be_sent() {
     let envd = Envd::start().await;
@@ -218,6 +232,7 @@ async fn only_two_signals_can_be_sent() {
     assert_eq!(events.outcome().await.end["error"], "signal: terminated");
 }
 
+// Rules: TRAP-9, PROC-39
 #[tokio::test]
 async fn a_normal_end_waits_for_all_who_write() {
     let envd = Envd::start().await;
@@ -237,6 +252,7 @@ async fn a_normal_end_waits_for_all_who_write() {
     assert_eq!(outcome.end, json!({ "exited": true, "status": "exit status 0" }));
 }
 
+// Rules: TRAP-9, PROC-40
 #[tokio::test]
 async fn a_kill_does_not_wait_for_those_left_behind() {
     let envd = Envd::start().await;
@@ -255,6 +271,7 @@ async fn a_kill_does_not_wait_for_those_left_behind() {
     assert_eq!(left.outcome().await.end["status"], "exit status 0");
 }
 
+// Rules: TRAP-8, PROC-44, PROC-45, STREAM-10
 #[tokio::test]
 async fn the_timeout_of_a_start_is_the_life_of_the_process() {
     let envd = Envd::start().await;
@@ -274,6 +291,7 @@ async fn the_timeout_of_a_start_is_the_life_of_the_process() {
     assert_eq!(end["error"], "signal: killed");
 }
 
+// Rules: TRAP-8, PROC-46, STREAM-10, STREAM-11
 #[tokio::test]
 async fn the_timeout_of_a_connect_ends_only_the_stream() {
     let envd = Envd::start().await;
@@ -287,6 +305,7 @@ async fn the_timeout_of_a_connect_ends_only_the_stream() {
     assert_eq!(envd.list().await, [pid]);
 }
 
+// Rules: RPC-22
 #[tokio::test]
 async fn a_timeout_must_be_a_number() {
     let envd = Envd::start().await;
@@ -296,6 +315,7 @@ async fn a_timeout_must_be_a_number() {
     assert_eq!(trailer["error"]["code"], "invalid_argument");
 }
 
+// Rules: TRAP-16, STREAM-7
 #[tokio::test]
 async fn silence_is_broken_by_keepalives() {
     let envd = Envd::start().await;
@@ -305,6 +325,7 @@ async fn silence_is_broken_by_keepalives() {
     assert_eq!(events.next().await.unwrap(), json!({ "event": { "keepalive": {} } }));
 }
 
+// Rules: TRAP-10, PROC-34
 #[tokio::test]
 async fn nobody_has_to_read_the_output() {
     let envd = Envd::start().await;
@@ -317,6 +338,7 @@ async fn nobody_has_to_read_the_output() {
     until(async || done.exists()).await;
 }
 
+// Rules: PROC-32
 #[tokio::test]
 async fn a_slow_reader_gets_everything_and_costs_little() {
     const BYTES: usize = 64 << 20;

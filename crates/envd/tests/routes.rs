@@ -23,6 +23,7 @@ async fn envs(envd: &Envd, token: &str) -> Value {
     body
 }
 
+// Rules: HEALTH-1, AUTH-1
 #[tokio::test]
 async fn health_has_no_body_and_needs_no_token() {
     let envd = Envd::with_config(CONFIG);
@@ -33,6 +34,7 @@ async fn health_has_no_body_and_needs_no_token() {
     assert!(body.is_empty());
 }
 
+// Rules: COMPOSE-5, AUTH-2, AUTH-3, AUTH-4, TRAP-4
 #[tokio::test]
 async fn everything_else_needs_the_token_once_there_is_one() {
     let envd = Envd::with_config(CONFIG);
@@ -54,6 +56,7 @@ async fn everything_else_needs_the_token_once_there_is_one() {
     assert_eq!(list, (StatusCode::OK, json!({})));
 }
 
+// Rules: USER-3, TRAP-40
 #[tokio::test]
 async fn an_unknown_user_is_refused_everywhere() {
     let envd = Envd::start().await;
@@ -65,6 +68,7 @@ async fn an_unknown_user_is_refused_everywhere() {
     assert_eq!(envd.post_with("/process.Process/List", &ghost, &json!({})).await, refused);
 }
 
+// Rules: USER-4
 #[tokio::test]
 async fn an_unknown_default_user_is_refused_where_a_user_is_needed() {
     let envd = Envd::with_config(CONFIG);
@@ -75,6 +79,7 @@ async fn an_unknown_default_user_is_refused_where_a_user_is_needed() {
     assert_eq!(trailer["error"], json!({ "code": "unauthenticated", "message": message }));
 }
 
+// Rules: CTRL-1, PROXY-5
 #[tokio::test]
 async fn control_routes_need_the_control_secret() {
     let envd = Envd::with_config(CONFIG);
@@ -84,10 +89,11 @@ async fn control_routes_need_the_control_secret() {
         let (status, _) = envd.post_with(path, &wrong, &json!({})).await;
         assert_eq!(status, StatusCode::UNAUTHORIZED, "{path}");
     }
-    let (status, body) = envd.post_with("/freeze", &SECRET, &json!({})).await;
+    let (status, body) = envd.post_with("/collapse", &SECRET, &json!({})).await;
     assert_eq!((status, &body["code"]), (StatusCode::NOT_IMPLEMENTED, &json!(501)));
 }
 
+// Rules: INIT-1, INIT-2, INIT-5, INIT-10, AUTH-5
 #[tokio::test]
 async fn the_node_may_change_the_token_without_knowing_it() {
     let envd = Envd::with_config(CONFIG);
@@ -105,6 +111,7 @@ async fn the_node_may_change_the_token_without_knowing_it() {
     assert_eq!(envd.get("/envs", &[]).await.0, StatusCode::OK);
 }
 
+// Rules: INIT-4
 #[tokio::test]
 async fn without_a_node_the_token_protects_itself() {
     let envd = Envd::with_config("");
@@ -118,6 +125,7 @@ async fn without_a_node_the_token_protects_itself() {
     assert_eq!(reset, refused("access token reset not authorized"));
 }
 
+// Rules: INIT-8, INIT-9, ENVS-1, TRAP-18
 #[tokio::test]
 async fn variables_are_replaced_and_the_sandboxs_own_are_not() {
     let envd = Envd::with_config(CONFIG);
@@ -135,6 +143,7 @@ async fn variables_are_replaced_and_the_sandboxs_own_are_not() {
     assert_eq!(envs(&envd, "").await, own);
 }
 
+// Rules: INIT-6, TRAP-42
 #[tokio::test]
 async fn an_older_init_changes_nothing() {
     let envd = Envd::with_config(CONFIG);
@@ -151,6 +160,7 @@ async fn an_older_init_changes_nothing() {
     assert_eq!(envs(&envd, "").await["A"], "newer");
 }
 
+// Rules: INIT-3
 #[tokio::test]
 async fn a_malformed_init_is_refused_and_changes_nothing() {
     let envd = Envd::with_config(CONFIG);
@@ -166,6 +176,7 @@ async fn a_malformed_init_is_refused_and_changes_nothing() {
     assert_eq!(envd.get("/envs", &[]).await.0, StatusCode::OK);
 }
 
+// Rules: METRICS-1
 #[tokio::test]
 async fn metrics_measure_something() {
     let envd = Envd::start().await;
@@ -181,6 +192,7 @@ async fn metrics_measure_something() {
     assert_eq!(number("mem_total_mib"), (number("mem_total") / 1_048_576.0).floor());
 }
 
+// Rules: BOOT-9, BOOT-10, TRAP-27
 #[tokio::test]
 async fn browsers_may_ask_before_they_have_a_token() {
     let envd = Envd::with_config(CONFIG);
@@ -201,6 +213,7 @@ async fn browsers_may_ask_before_they_have_a_token() {
     assert_eq!(headers["access-control-allow-origin"], "*");
 }
 
+// Rules: BOOT-11, BOOT-12, RPC-8, RPC-9
 #[tokio::test]
 async fn what_is_not_there_is_not_found() {
     let envd = Envd::start().await;
@@ -212,6 +225,7 @@ async fn what_is_not_there_is_not_found() {
     assert_eq!(status, StatusCode::METHOD_NOT_ALLOWED);
 }
 
+// Rules: RPC-2, RPC-12, RPC-14, TRAP-35
 #[tokio::test]
 async fn a_bad_message_is_an_invalid_argument() {
     let envd = Envd::start().await;

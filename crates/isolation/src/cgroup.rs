@@ -1,7 +1,18 @@
 //! Limits and accounting, on cgroup v1, v2 and hosts that mix them.
 //!
-//! Every group of an instance is `atoll-<instance>/<name>` in each hierarchy. Which controller is
-//! where is read from the mount table once; nothing else in Atoll knows of versions.
+//! ```text
+//! atoll-<instance>/           what all sandboxes together may have
+//!     <name>/                 one sandbox: its limits, and what it uses
+//!         user/               whatever users start: a little less than the sandbox's limits
+//!         envd/               envd alone, for which the rest is kept
+//! ```
+//!
+//! So users who take all memory, or all process numbers, take them from each other, and envd can
+//! still answer. Processes are in the lowest groups only, as v2 demands. A hierarchy of v1 that has
+//! neither memory nor pids has no need of the lowest two.
+//!
+//! Which controller is where (`hierarchies`) is found out once; nothing else in Atoll knows of
+//! versions.
 
 use std::{
     fs, io,
@@ -12,28 +23,66 @@ use std::{
 use atoll_core::{Error, InstanceId, Result, error::codes};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use crate::Limits;
+pub use crate::hierarchies::Hierarchies;
+use crate::{
+    Limits,
+    hierarchies::{Controller, delegate},
+};
 
 const CPU_PERIOD_US: u64 = 100_000;
+/// Where users' processes are, and the launcher before.
+const USER: &str = "user";
+/// Where envd is once it runs.
+const ENVD: &str = "envd";
+
+/// What is kept for envd: a share of the sandbox's limit, and no more than this.
+const RESERVE_SHARE: u64 = 8;
+const MEMORY_RESERVE: u64 = 128 << 20;
+const PROCESS_RESERVE: u64 = 64;
+
+/// The share of memory that may be in buffers of sockets.
+const SOCKETS_SHARE: u64 = 4;
+
+/// The file that lists a group's processes, and takes new ones.
+const PROCESSES: &str = "cgroup.procs";
+
 const REMOVE_ATTEMPTS: u32 = 100;
 const REMOVE_PAUSE: Duration = Duration::from_millis(10);
 
-/// A controller and the interface it has here.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Controller {
-    directory: PathBuf,
-    unified: bool,
-}
+impl Controller {
+    /// The same controller in a group below.
+    fn part(&self, name: &str) -> Self {
+        Self { directory: self.directory.join(name), unified: self.unified }
+    }
 
-/// Where this host's controllers are.
-#[derive(Clone, Debug)]
-pub struct Hierarchies {
-    memory: Controller,
-    pids: Controller,
-    cpu: Controller,
-    accounting: Controller,
-    /// The v2 hierarchy, even when it has no controllers: it still ends a whole group at once.
-    unified: Option<PathBuf>,
+    fn set(&self, file: &str, value: impl ToString) -> io::Result<()> {
+        fs::write(self.directory.join(file), value.to_string())
+    }
+
+    /// Swap is refused where the kernel accounts for it: a limit of memory is then that.
+    fn limit_memory(&self, bytes: u64) -> io::Result<()> {
+        if self.unified {
+            self.set("memory.max", bytes)?;
+            return optional(self.set("memory.swap.max", 0));
+        }
+        self.set("memory.limit_in_bytes", bytes)?;
+        // v1 counts socket buffers apart, and without a limit of their own.
+        optional(self.set("memory.kmem.tcp.limit_in_bytes", bytes / SOCKETS_SHARE))?;
+        optional(self.set("memory.memsw.limit_in_bytes", bytes))
+    }
+
+    /// Makes a group of v1's memory controller count, and limit, what its children use: kernels
+    /// before 5.11 leave the choice.
+    fn count_children(&self, name: &str) -> Result<()> {
+        let file = self.directory.join(name).join("memory.use_hierarchy");
+        match fs::read_to_string(&file) {
+            Ok(text) if number(&text) == 0 => {
+                fs::write(&file, "1").map_err(|error| cannot("unite", &file, &error))
+            }
+            // v2, and newer kernels' v1, know nothing else.
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Resource use of a group.
@@ -45,121 +94,6 @@ pub struct Usage {
     pub memory: u64,
     /// Page cache, bytes.
     pub cache: u64,
-}
-
-impl Hierarchies {
-    /// Reads this host's mount table.
-    ///
-    /// # Errors
-    /// `HOST_FEATURE_MISSING` naming the controller that is nowhere.
-    pub fn detect() -> Result<Self> {
-        let table = fs::read_to_string("/proc/self/mountinfo").map_err(|error| {
-            Error::new(
-                codes::HOST_FEATURE_MISSING,
-                format!("the mount table is unreadable: {error}."),
-            )
-        })?;
-        let unified = find_unified(&table);
-        if let Some(root) = &unified {
-            delegate(root, root)?;
-        }
-        Self::from_table(&table, &|root| {
-            fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default()
-        })
-    }
-
-    fn from_table(table: &str, controllers_of: &dyn Fn(&Path) -> String) -> Result<Self> {
-        let unified = find_unified(table);
-        let offered = unified.as_deref().map(controllers_of).unwrap_or_default();
-        let find = |name: &str| -> Option<Controller> {
-            if let Some(root) =
-                unified.as_ref().filter(|_| offered.split(' ').any(|c| c.trim() == name))
-            {
-                return Some(Controller { directory: root.clone(), unified: true });
-            }
-            find_v1(table, name).map(|directory| Controller { directory, unified: false })
-        };
-        let required = |name: &str| {
-            find(name).ok_or_else(|| {
-                Error::new(
-                    codes::HOST_FEATURE_MISSING,
-                    format!("no cgroup hierarchy has the {name} controller."),
-                )
-                .with_fix(format!(
-                    "Boot with the {name} controller enabled (cgroup_enable={name}), or mount cgroup2 at /sys/fs/cgroup."
-                ))
-            })
-        };
-        let cpu = required("cpu")?;
-        let accounting = if cpu.unified { cpu.clone() } else { required("cpuacct")? };
-        Ok(Self { memory: required("memory")?, pids: required("pids")?, cpu, accounting, unified })
-    }
-
-    /// One line for people: which version has which controller.
-    pub fn describe(&self) -> String {
-        let version = |controller: &Controller| if controller.unified { "v2" } else { "v1" };
-        format!(
-            "memory on {}, pids on {}, cpu on {}",
-            version(&self.memory),
-            version(&self.pids),
-            version(&self.cpu)
-        )
-    }
-
-    fn roots(&self) -> Vec<PathBuf> {
-        let mut roots: Vec<PathBuf> = [&self.memory, &self.pids, &self.cpu, &self.accounting]
-            .into_iter()
-            .map(|controller| controller.directory.clone())
-            .chain(self.unified.clone())
-            .collect();
-        roots.sort();
-        roots.dedup();
-        roots
-    }
-}
-
-fn mounts(table: &str) -> impl Iterator<Item = (&str, &str, &str)> {
-    // mountinfo(5): fields, a lone dash, then type, source and super options.
-    table.lines().filter_map(|line| {
-        let (fields, rest) = line.split_once(" - ")?;
-        let point = fields.split(' ').nth(4)?;
-        let mut rest = rest.split(' ');
-        Some((point, rest.next()?, rest.nth(1).unwrap_or("")))
-    })
-}
-
-fn find_unified(table: &str) -> Option<PathBuf> {
-    mounts(table).find(|(_, kind, _)| *kind == "cgroup2").map(|(point, ..)| PathBuf::from(point))
-}
-
-fn find_v1(table: &str, controller: &str) -> Option<PathBuf> {
-    mounts(table)
-        .find(|(_, kind, options)| {
-            *kind == "cgroup" && options.split(',').any(|option| option == controller)
-        })
-        .map(|(point, ..)| PathBuf::from(point))
-}
-
-/// Lets children of `directory` use the controllers that the v2 root has.
-fn delegate(root: &Path, directory: &Path) -> Result<()> {
-    let offered = fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
-    let wanted: Vec<String> = ["cpu", "memory", "pids"]
-        .iter()
-        .filter(|name| offered.split_whitespace().any(|offer| offer == **name))
-        .map(|name| format!("+{name}"))
-        .collect();
-    if wanted.is_empty() {
-        return Ok(());
-    }
-    fs::write(directory.join("cgroup.subtree_control"), wanted.join(" ")).map_err(|error| {
-        Error::new(
-            codes::HOST_FEATURE_MISSING,
-            format!("cgroup controllers cannot be enabled in {}: {error}.", directory.display()),
-        )
-        .with_fix(
-            "In a container, run Atoll with a cgroup namespace of the host, or outside of it.",
-        )
-    })
 }
 
 /// The groups of one instance.
@@ -182,8 +116,9 @@ impl Cgroups {
             make(&directory).map_err(|error| cannot("create", &directory, &error))?;
         }
         if let Some(root) = &hierarchies.unified {
-            delegate(root, &root.join(&name))?;
+            delegate(root, &root.join(&name), &["cpu", "memory", "pids"])?;
         }
+        hierarchies.memory.count_children(&name)?;
         let all = hierarchies.pids.directory.join(&name).join("pids.max");
         fs::write(&all, most_processes().to_string())
             .map_err(|error| cannot("limit", &all, &error))?;
@@ -201,15 +136,23 @@ impl Cgroups {
     /// `SANDBOX_START_FAILED` when the kernel refuses; nothing is left then.
     pub fn create(&self, name: &str) -> Result<Cgroup> {
         let cgroup = self.group(name);
-        for directory in &cgroup.directories {
+        let made = cgroup.directories.iter().try_for_each(|directory| {
             // One that exists may hold processes of an earlier run: it is not to be shared.
-            if let Err(error) = fs::create_dir(directory) {
-                cgroup.try_remove();
-                return Err(Error::new(
+            fs::create_dir(directory).map_err(|error| {
+                Error::new(
                     codes::SANDBOX_START_FAILED,
                     format!("cannot create the cgroup {}: {error}.", directory.display()),
-                ));
-            }
+                )
+            })
+        });
+        // Processor time needs no parts: envd's priority is enough, within one group.
+        let shared = made.and_then(|()| match (&self.hierarchies.unified, &cgroup.unified) {
+            (Some(root), Some(directory)) => delegate(root, directory, &["memory", "pids"]),
+            _ => Ok(()),
+        });
+        if let Err(error) = shared {
+            cgroup.try_remove();
+            return Err(error);
         }
         Ok(cgroup)
     }
@@ -219,13 +162,19 @@ impl Cgroups {
             directory: controller.directory.join(&self.name).join(name),
             unified: controller.unified,
         };
+        let roots = self.hierarchies.roots();
+        let (split, whole): (Vec<PathBuf>, Vec<PathBuf>) =
+            roots.into_iter().partition(|root| self.hierarchies.is_split(root));
+        let place_all = |roots: Vec<PathBuf>| -> Vec<PathBuf> {
+            roots.into_iter().map(|root| root.join(&self.name).join(name)).collect()
+        };
+        let (split, whole) = (place_all(split), place_all(whole));
+        let part = |part: &str| split.iter().map(|group| group.join(part)).collect::<Vec<_>>();
+        let (user, envd) = (part(USER), part(ENVD));
         Cgroup {
-            directories: self
-                .hierarchies
-                .roots()
-                .iter()
-                .map(|root| root.join(&self.name).join(name))
-                .collect(),
+            directories: [&whole, &split, &user, &envd].into_iter().flatten().cloned().collect(),
+            user: [whole, user].concat(),
+            envd,
             memory: place(&self.hierarchies.memory),
             pids: place(&self.hierarchies.pids),
             cpu: place(&self.hierarchies.cpu),
@@ -292,7 +241,12 @@ fn cannot(verb: &str, directory: &Path, error: &io::Error) -> Error {
 /// One sandbox's group, in every hierarchy. Dropping it removes nothing.
 #[derive(Clone, Debug)]
 pub struct Cgroup {
+    /// All of them, those above before those below.
     directories: Vec<PathBuf>,
+    /// Those that users' processes are in, one in each hierarchy.
+    user: Vec<PathBuf>,
+    /// Those that envd is moved to; it stays where it is in the other hierarchies.
+    envd: Vec<PathBuf>,
     memory: Controller,
     pids: Controller,
     cpu: Controller,
@@ -301,9 +255,26 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
-    /// The files that a process writes `0` to in order to join.
+    /// The files that a process writes `0` to in order to join, as a user's.
     pub fn join_files(&self) -> Vec<PathBuf> {
-        self.directories.iter().map(|directory| directory.join("cgroup.procs")).collect()
+        self.user.iter().map(|directory| directory.join(PROCESSES)).collect()
+    }
+
+    /// Moves the first process, alone, to where users' processes cannot starve it. Those it has
+    /// forked already stay. The kernel may take tens of milliseconds.
+    ///
+    /// The caller must see to it that `pid` is not reaped meanwhile.
+    ///
+    /// # Errors
+    /// When the kernel refuses; a process that has ended is left alone.
+    pub fn set_apart(&self, pid: u32) -> io::Result<()> {
+        for directory in &self.envd {
+            match fs::write(directory.join(PROCESSES), pid.to_string()) {
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
+                other => other?,
+            }
+        }
+        Ok(())
     }
 
     /// Sets the sandbox's limits.
@@ -312,28 +283,17 @@ impl Cgroup {
     /// When the kernel refuses one.
     pub fn limit(&self, limits: Limits) -> io::Result<()> {
         let quota = u64::from(limits.vcpu.max(1)) * CPU_PERIOD_US;
-        let set = |controller: &Controller, file: &str, value: String| {
-            fs::write(controller.directory.join(file), value)
-        };
-        set(&self.pids, "pids.max", limits.processes.to_string())?;
+        let processes = u64::from(limits.processes);
+        self.pids.set("pids.max", processes)?;
+        self.pids.part(USER).set("pids.max", of_users(processes, PROCESS_RESERVE))?;
         if self.cpu.unified {
-            set(&self.cpu, "cpu.max", format!("{quota} {CPU_PERIOD_US}"))?;
+            self.cpu.set("cpu.max", format!("{quota} {CPU_PERIOD_US}"))?;
         } else {
-            set(&self.cpu, "cpu.cfs_period_us", CPU_PERIOD_US.to_string())?;
-            set(&self.cpu, "cpu.cfs_quota_us", quota.to_string())?;
+            self.cpu.set("cpu.cfs_period_us", CPU_PERIOD_US)?;
+            self.cpu.set("cpu.cfs_quota_us", quota)?;
         }
-        let memory = limits.memory.to_string();
-        // Swap is refused where the kernel accounts for it: a limit of memory is then that.
-        if self.memory.unified {
-            set(&self.memory, "memory.max", memory)?;
-            optional(set(&self.memory, "memory.swap.max", "0".to_owned()))
-        } else {
-            set(&self.memory, "memory.limit_in_bytes", memory.clone())?;
-            // v1 counts socket buffers apart, and without a limit of their own.
-            let buffers = (limits.memory / 4).to_string();
-            optional(set(&self.memory, "memory.kmem.tcp.limit_in_bytes", buffers))?;
-            optional(set(&self.memory, "memory.memsw.limit_in_bytes", memory))
-        }
+        self.memory.limit_memory(limits.memory)?;
+        self.memory.part(USER).limit_memory(of_users(limits.memory, MEMORY_RESERVE))
     }
 
     /// Resource use so far.
@@ -359,11 +319,27 @@ impl Cgroup {
         Ok(Usage { cpu_us, memory: total.saturating_sub(cache), cache })
     }
 
+    /// Processes killed so far because the group's memory was used up.
+    ///
+    /// # Errors
+    /// When the group is gone.
+    pub fn oom_kills(&self) -> io::Result<u64> {
+        let read = |controller: &Controller, file: &str| {
+            Ok(field(&fs::read_to_string(controller.directory.join(file))?, "oom_kill"))
+        };
+        if self.memory.unified {
+            return read(&self.memory, "memory.events");
+        }
+        // v1 counts each where its victim was.
+        let parts = [self.memory.clone(), self.memory.part(USER), self.memory.part(ENVD)];
+        parts.iter().map(|part| read(part, "memory.oom_control")).sum()
+    }
+
     /// Processes of the group that the host sees.
     pub fn processes(&self) -> Vec<u32> {
         self.directories
             .iter()
-            .filter_map(|directory| fs::read_to_string(directory.join("cgroup.procs")).ok())
+            .filter_map(|directory| fs::read_to_string(directory.join(PROCESSES)).ok())
             .flat_map(|text| text.lines().filter_map(|line| line.parse().ok()).collect::<Vec<_>>())
             .collect()
     }
@@ -413,12 +389,19 @@ impl Cgroup {
 
     /// Removes what can be removed; true when nothing is left.
     fn try_remove(&self) -> bool {
-        let left = self.directories.iter().filter(|directory| match fs::remove_dir(directory) {
-            Ok(()) => false,
-            Err(error) => error.kind() != io::ErrorKind::NotFound,
-        });
+        // Those below first.
+        let left =
+            self.directories.iter().rev().filter(|directory| match fs::remove_dir(directory) {
+                Ok(()) => false,
+                Err(error) => error.kind() != io::ErrorKind::NotFound,
+            });
         left.count() == 0
     }
+}
+
+/// What users may have of a limit.
+fn of_users(limit: u64, most_kept: u64) -> u64 {
+    limit - (limit / RESERVE_SHARE).min(most_kept)
 }
 
 fn optional(result: io::Result<()>) -> io::Result<()> {
@@ -445,36 +428,87 @@ fn field(text: &str, name: &str) -> u64 {
 mod tests {
     use super::*;
 
-    const MIXED: &str = "\
-25 1 0:22 / /sys/fs/cgroup rw - tmpfs tmpfs rw
-26 25 0:23 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct
-27 25 0:24 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory
-28 25 0:25 / /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids
-29 25 0:26 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw";
+    const LIMITS: Limits = Limits { vcpu: 2, memory: 512 << 20, processes: 1000 };
 
-    #[test]
-    fn a_host_that_mixes_both_takes_controllers_where_they_are() {
-        let found = Hierarchies::from_table(MIXED, &|_| "hugetlb".to_owned()).unwrap();
-        assert!(!found.memory.unified && !found.cpu.unified);
-        assert_eq!(found.cpu.directory, Path::new("/sys/fs/cgroup/cpu,cpuacct"));
-        assert_eq!(found.unified.as_deref(), Some(Path::new("/sys/fs/cgroup/unified")));
-        assert_eq!(found.roots().len(), 4);
+    /// A sandbox's group, limited, in a directory that stands for the hierarchies of `table`.
+    fn limited(table: &str, offered: &str) -> (tempfile::TempDir, Cgroup) {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().to_str().unwrap();
+        let table = table.replace("/sys/fs/cgroup", root);
+        let hierarchies = Hierarchies::from_table(&table, &|_| offered.to_owned()).unwrap();
+        for root in hierarchies.roots() {
+            fs::create_dir_all(root.join("atoll-abcdef")).unwrap();
+            fs::write(root.join("cgroup.controllers"), offered).unwrap();
+        }
+        let cgroups = Cgroups { hierarchies, name: "atoll-abcdef".to_owned() };
+        let cgroup = cgroups.create("b0").unwrap();
+        cgroup.limit(LIMITS).unwrap();
+        (directory, cgroup)
+    }
+
+    fn relative(directory: &tempfile::TempDir, paths: &[PathBuf]) -> Vec<String> {
+        let relative = |path: &PathBuf| path.strip_prefix(directory.path()).unwrap().to_owned();
+        let mut names: Vec<String> =
+            paths.iter().map(|path| relative(path).to_str().unwrap().to_owned()).collect();
+        names.sort();
+        names
     }
 
     #[test]
-    fn a_pure_v2_host_has_one_root() {
-        let table = "29 25 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw";
-        let found =
-            Hierarchies::from_table(table, &|_| "cpuset cpu io memory pids\n".to_owned()).unwrap();
-        assert!(found.memory.unified && found.cpu.unified);
-        assert_eq!(found.roots(), [PathBuf::from("/sys/fs/cgroup")]);
+    fn on_v1_users_have_a_part_where_memory_or_processes_are_counted() {
+        let (directory, cgroup) = limited(crate::hierarchies::MIXED, "hugetlb");
+        assert_eq!(
+            relative(&directory, &cgroup.join_files()),
+            [
+                "cpu,cpuacct/atoll-abcdef/b0/cgroup.procs",
+                "memory/atoll-abcdef/b0/user/cgroup.procs",
+                "pids/atoll-abcdef/b0/user/cgroup.procs",
+                "unified/atoll-abcdef/b0/user/cgroup.procs",
+            ]
+        );
+        assert_eq!(
+            relative(&directory, &cgroup.envd),
+            [
+                "memory/atoll-abcdef/b0/envd",
+                "pids/atoll-abcdef/b0/envd",
+                "unified/atoll-abcdef/b0/envd",
+            ]
+        );
+        let read = |file: &str| fs::read_to_string(directory.path().join(file)).unwrap();
+        assert_eq!(read("memory/atoll-abcdef/b0/memory.limit_in_bytes"), "536870912");
+        assert_eq!(read("memory/atoll-abcdef/b0/user/memory.limit_in_bytes"), "469762048");
+        assert_eq!(read("memory/atoll-abcdef/b0/user/memory.memsw.limit_in_bytes"), "469762048");
+        assert_eq!(read("pids/atoll-abcdef/b0/pids.max"), "1000");
+        assert_eq!(read("pids/atoll-abcdef/b0/user/pids.max"), "936");
+        let unified = directory.path().join("unified/atoll-abcdef/b0");
+        assert!(!unified.join("cgroup.subtree_control").exists());
     }
 
     #[test]
-    fn a_missing_controller_is_named() {
+    fn on_v2_no_process_is_beside_a_group() {
         let table = "29 25 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw";
-        let error = Hierarchies::from_table(table, &|_| "cpu pids".to_owned()).unwrap_err();
-        assert!(error.to_string().contains("memory controller"), "{error}");
+        let (directory, cgroup) = limited(table, "cpuset cpu io memory pids");
+        assert_eq!(
+            relative(&directory, &cgroup.join_files()),
+            ["atoll-abcdef/b0/user/cgroup.procs"]
+        );
+        assert_eq!(relative(&directory, &cgroup.envd), ["atoll-abcdef/b0/envd"]);
+        let read = |file: &str| {
+            fs::read_to_string(directory.path().join("atoll-abcdef/b0").join(file)).unwrap()
+        };
+        assert_eq!(read("cgroup.subtree_control"), "+memory +pids");
+        assert_eq!(
+            (read("memory.max"), read("user/memory.max")),
+            ("536870912".into(), "469762048".into())
+        );
+        assert_eq!((read("pids.max"), read("user/pids.max")), ("1000".into(), "936".into()));
+        assert_eq!(read("cpu.max"), "200000 100000");
+    }
+
+    #[test]
+    fn what_is_kept_for_envd_does_not_grow_with_the_sandbox() {
+        assert_eq!(of_users(8 << 30, MEMORY_RESERVE), (8 << 30) - (128 << 20));
+        assert_eq!(of_users(64 << 20, MEMORY_RESERVE), 56 << 20);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! launcher in it, writes the specification, reads the report and takes hold of the first process.
 
 use std::{
-    os::fd::AsRawFd,
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -12,6 +12,7 @@ use std::{
 use async_trait::async_trait;
 use atoll_core::{Error, InstanceId, Result, error::codes};
 use atoll_launcher::RunSpec;
+use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::{
@@ -75,12 +76,13 @@ impl Container {
         &self.cgroups
     }
 
-    fn run_spec(&self, spec: &Spec<'_>) -> RunSpec {
+    fn run_spec(&self, spec: &Spec<'_>, log: BorrowedFd<'_>) -> RunSpec {
         let text = |path: &Path| path.to_string_lossy().into_owned();
         let descriptor = |fd: i32| format!("/proc/{}/fd/{fd}", std::process::id());
         RunSpec {
             user_ns: descriptor(spec.slot.user_ns().as_raw_fd()),
             net_ns: descriptor(spec.slot.net_ns().as_raw_fd()),
+            log: descriptor(log.as_raw_fd()),
             first_uid: spec.slot.first_uid(),
             layers: spec.layers.iter().map(|path| text(path)).collect(),
             disk: text(&spec.disk),
@@ -97,7 +99,9 @@ impl Container {
 
     async fn launch(&self, spec: &Spec<'_>, berth: Berth) -> Result<Running> {
         let Berth { cgroup, mut launcher, mut stdin, mut stdout } = berth;
-        let request = serde_json::to_vec(&self.run_spec(spec))
+        let (log, log_end) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)
+            .map_err(|error| failed(format!("the log's pipe cannot be made: {error}")))?;
+        let request = serde_json::to_vec(&self.run_spec(spec, log_end.as_fd()))
             .map_err(|error| failed(format!("the specification cannot be written: {error}")))?;
         // A launcher that has ended early has closed the pipe; its report says why.
         let _ = stdin.write_all(&request).await;
@@ -114,7 +118,7 @@ impl Container {
         // Its end takes the kernel a while, for its mounts; nobody has to wait for that here.
         tokio::spawn(async move { launcher.wait().await });
         match parse_report(&report) {
-            Report::Started(pid) => Ok(Running { process: FirstProcess::open(pid)?, cgroup }),
+            Report::Started(pid) => Ok(Running { process: FirstProcess::open(pid)?, cgroup, log }),
             Report::Failed { pid, cause } => {
                 // It is our child, and a zombie until it is waited for.
                 if let Some(process) = pid.and_then(|pid| FirstProcess::open(pid).ok()) {

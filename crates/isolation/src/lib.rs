@@ -9,10 +9,11 @@
 mod berths;
 pub mod cgroup;
 pub mod container;
+mod hierarchies;
 pub mod process;
 pub mod seccomp;
 
-use std::path::PathBuf;
+use std::{os::fd::OwnedFd, path::PathBuf};
 
 use async_trait::async_trait;
 use atoll_core::{Result, SandboxId};
@@ -59,6 +60,9 @@ pub struct Running {
     pub process: FirstProcess,
     /// Its limits and accounting.
     pub cgroup: Cgroup,
+    /// The end to read of the pipe that is its first process's standard output. Reading does not
+    /// block, and ends when that process has.
+    pub log: OwnedFd,
 }
 
 /// What a driver can do on this host; found by trying, at start.

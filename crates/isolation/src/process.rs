@@ -54,12 +54,21 @@ impl FirstProcess {
         }
     }
 
-    /// Waits until it has ended, and with it every process of the sandbox, and reaps it.
+    /// Waits until it has ended, and with it every process of the sandbox. Its number is not
+    /// another's before it is [waited for](Self::wait).
     ///
     /// # Errors
     /// When the descriptor cannot be polled.
+    pub async fn ended(&self) -> io::Result<()> {
+        self.pidfd.readable().await.map(drop)
+    }
+
+    /// As [`ended`](Self::ended), and reaps it.
+    ///
+    /// # Errors
+    /// As for [`ended`](Self::ended).
     pub async fn wait(&self) -> io::Result<()> {
-        drop(self.pidfd.readable().await?);
+        self.ended().await?;
         let id = WaitId::PidFd(std::os::fd::AsFd::as_fd(self.pidfd.get_ref()));
         match waitid(id, WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
             // An adopted process is another's child, and reaped there.

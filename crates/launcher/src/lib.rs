@@ -25,6 +25,9 @@ pub struct RunSpec {
     pub user_ns: String,
     /// Path that opens the slot's network namespace.
     pub net_ns: String,
+    /// Path that opens the end to write of the pipe that takes the first process's log; it becomes
+    /// descriptor 1.
+    pub log: String,
     /// Host id that is root in the user namespace.
     pub first_uid: u32,
     /// Directories with ids from 0, lowest layer first.

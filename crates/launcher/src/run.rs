@@ -10,7 +10,10 @@
 use std::{
     fs::File,
     io::{self, Read, Write},
-    os::fd::{AsFd, OwnedFd},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::OpenOptionsExt,
+    },
     process,
 };
 
@@ -37,7 +40,10 @@ pub(crate) fn run(cgroups: &[String]) -> Result<()> {
     let program = decode_hex(&spec.seccomp)?;
     let user_ns = File::open(&spec.user_ns).step("open the user namespace")?;
     let net_ns = File::open(&spec.net_ns).step("open the network namespace")?;
+    let log = open_log(&spec.log)?;
     lower_protection().step("give up the daemon's protection")?;
+    // envd keeps this; what it starts for users does not. Some hosts do not let anybody have it.
+    sys::raise_priority();
     sys::reset_signals();
     sys::set_limits().step("set limits")?;
     mounts::build(&spec, user_ns.as_fd())?;
@@ -58,7 +64,7 @@ pub(crate) fn run(cgroups: &[String]) -> Result<()> {
     match sys::clone(namespaces).step("create the sandbox's namespaces")? {
         Side::Parent { child } => writeln!(io::stdout(), "pid {child}").step("report the pid"),
         Side::Child => {
-            let failure = match become_first(&spec, &program, &listener) {
+            let failure = match become_first(&spec, &program, &listener, &log) {
                 Ok(never) => match never {},
                 Err(failure) => failure,
             };
@@ -74,6 +80,7 @@ fn become_first(
     spec: &RunSpec,
     program: &[u8],
     listener: &OwnedFd,
+    log: &File,
 ) -> Result<std::convert::Infallible> {
     // Reports must outlive the change of root and end with exec.
     let report = sys::raise(io::stdout().as_fd(), 64).step("keep the report pipe")?;
@@ -86,7 +93,7 @@ fn become_first(
     let null = File::options().read(true).write(true).open("/dev/null").step("open /dev/null")?;
     let listener = sys::raise(listener.as_fd(), 64).step("keep the listener")?;
     sys::place(stdin.as_fd(), 0).step("place standard input")?;
-    sys::place(null.as_fd(), 1).step("place standard output")?;
+    sys::place(log.as_fd(), 1).step("place the log on standard output")?;
     // Descriptor 3 has been the slot's user namespace, or inherited, all along: what was opened
     // since is higher, and nothing that is still needed is overwritten.
     sys::place(listener.as_fd(), LISTENER_FD).step("place the listener")?;
@@ -99,6 +106,12 @@ fn become_first(
     // The report pipe is still open at its raised number.
     let _ = sys::place(report.as_fd(), 2);
     Err(Failure::new(format!("start {}", spec.exec.join(" ")), error))
+}
+
+/// Opened anew: whoever writes here never waits for a daemon that does not read, while other
+/// holders of the pipe may.
+fn open_log(path: &str) -> Result<File> {
+    File::options().write(true).custom_flags(libc::O_NONBLOCK).open(path).step("open the log")
 }
 
 /// The daemon may be protected from being killed when memory runs out; sandboxes are not.

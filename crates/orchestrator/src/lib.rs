@@ -12,6 +12,7 @@
 //! - `start`: one create, from taking a slot to envd's answer.
 //! - [`sandbox`]: a sandbox that runs, and its end.
 //! - `guest`: HTTP to envd.
+//! - `logs`: what envd and the node say of a sandbox.
 //! - [`rpc`]: the same [`Node`](atoll_wire::node::Node) calls over authenticated HTTP.
 
 pub mod rpc;
@@ -20,6 +21,7 @@ pub mod service;
 
 mod events;
 mod guest;
+mod logs;
 mod start;
 
 pub use service::{Handle, Options, Service};

@@ -115,6 +115,7 @@ fn router(shared: Shared) -> Router {
         .route("/v1/sandboxes/{id}/end", post(set_end))
         .route("/v1/samples", post(sample))
         .route("/v1/ended", get(ended))
+        .route("/v1/logs", get(logs))
         .layer(middleware::from_fn_with_state(shared.clone(), authenticate))
         .with_state(shared)
 }
@@ -200,4 +201,11 @@ async fn ended(
     Query(query): Query<Cursor>,
 ) -> Answer<(u64, Vec<atoll_wire::node::Ended>)> {
     Ok(Json(shared.node.ended(query.cursor).await?))
+}
+
+async fn logs(
+    State(shared): State<Shared>,
+    Query(query): Query<Cursor>,
+) -> Answer<(u64, Vec<atoll_wire::node::LogLine>)> {
+    Ok(Json(shared.node.logs(query.cursor).await?))
 }

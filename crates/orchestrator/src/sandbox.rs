@@ -6,6 +6,7 @@
 
 use std::{
     io,
+    os::fd::OwnedFd,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
@@ -16,10 +17,15 @@ use atoll_isolation::{Limits, Running, cgroup::Cgroup, process::FirstProcess};
 use atoll_network::Slot;
 use atoll_proxy::{Access, Target};
 use atoll_storage::Disk;
-use atoll_wire::node::{EndReason, NodeSandbox, Sample, SandboxRecord};
+use atoll_wire::{
+    log::LogLevel,
+    node::{CreateTimings, EndReason, NodeSandbox, Sample, SandboxRecord},
+};
 use jiff::Timestamp;
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
+
+use crate::logs::{Journal, Logs, reader};
 
 /// What a started sandbox consists of.
 pub(crate) struct Parts {
@@ -43,6 +49,9 @@ pub struct Sandbox {
     limits: Limits,
     process: FirstProcess,
     cgroup: Cgroup,
+    journal: Journal,
+    /// Processes killed for want of memory, as far as the journal knows.
+    oom_kills: Mutex<u64>,
     /// Both are given back when the sandbox has ended.
     slot: Mutex<Option<Arc<Slot>>>,
     disk: Mutex<Option<Arc<Disk>>>,
@@ -56,20 +65,71 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
-    pub(crate) fn new(parts: Parts) -> Self {
+    /// The sandbox, which reports to `logs`, and the pipe with its envd's log.
+    pub(crate) fn new(parts: Parts, logs: Arc<Logs>) -> (Self, OwnedFd) {
         let started = Clock { cpu_us: 0, at: Instant::now() };
-        Self {
-            record: Mutex::new(parts.record),
+        let sandbox = Self {
             envd_version: parts.envd_version,
             limits: parts.limits,
             process: parts.running.process,
             cgroup: parts.running.cgroup,
+            journal: Journal::new(logs, parts.record.id.clone(), parts.record.team.clone()),
+            oom_kills: Mutex::new(0),
+            record: Mutex::new(parts.record),
             slot: Mutex::new(Some(Arc::new(parts.slot))),
             disk: Mutex::new(Some(Arc::new(parts.disk))),
             reason: Mutex::new(EndReason::Died),
             clock: Mutex::new(started),
             ended: CancellationToken::new(),
             gone: CancellationToken::new(),
+        };
+        (sandbox, parts.running.log)
+    }
+
+    /// Says in its log that it runs, and how long that took.
+    pub(crate) fn report_start(&self, timings: &CreateTimings) {
+        let template = lock(&self.record).template.to_string();
+        self.journal.say(
+            LogLevel::Info,
+            "Sandbox started",
+            [
+                ("event_type", "sandbox_start".to_owned()),
+                ("template", template),
+                ("cpu_count", self.limits.vcpu.to_string()),
+                ("memory_bytes", self.limits.memory.to_string()),
+                ("take_us", timings.take_us.to_string()),
+                ("start_us", timings.start_us.to_string()),
+                ("init_us", timings.init_us.to_string()),
+            ],
+        );
+    }
+
+    /// Says in its log how it ended.
+    fn report_end(&self, reason: EndReason) {
+        let (level, how) = match reason {
+            EndReason::Killed => (LogLevel::Info, "killed"),
+            EndReason::Expired => (LogLevel::Info, "expired"),
+            EndReason::Died => (LogLevel::Error, "died"),
+            EndReason::Shutdown => (LogLevel::Warn, "shutdown"),
+        };
+        let fields = [("event_type", "sandbox_end".to_owned()), ("reason", how.to_owned())];
+        self.journal.say(level, "Sandbox ended", fields);
+    }
+
+    /// Says in its log if processes were killed for want of memory since the last look.
+    fn report_oom_kills(&self) {
+        let Ok(now) = self.cgroup.oom_kills() else { return };
+        let new = {
+            let mut known = lock(&self.oom_kills);
+            let new = now.saturating_sub(*known);
+            *known += new;
+            new
+        };
+        if new > 0 {
+            let limit = self.limits.memory >> 20;
+            let message = format!("The memory limit of {limit} MiB was reached: {new} killed");
+            let fields = [("event_type", "oom_kill".to_owned()), ("processes", new.to_string())];
+            self.journal.say(LogLevel::Warn, message, fields);
         }
     }
 
@@ -103,13 +163,37 @@ impl Sandbox {
     }
 
     /// Waits for the end and takes the sandbox apart. Run exactly once, to its end.
-    pub(crate) async fn supervise(&self) -> EndReason {
-        if let Err(cause) = self.process.wait().await {
+    pub(crate) async fn supervise(&self, log: OwnedFd) -> EndReason {
+        let over = CancellationToken::new();
+        let reading = reader::read(log, self.journal.clone(), over.clone());
+        let ending = async {
+            let reason = self.end().await;
+            over.cancel();
+            reason
+        };
+        let ((), reason) = tokio::join!(reading, ending);
+        self.report_end(reason);
+        reason
+    }
+
+    async fn end(&self) -> EndReason {
+        let ended = async {
+            let ended = self.process.ended().await;
+            self.ended.cancel();
+            ended
+        };
+        // It is reaped only when it has been moved: its number could be another's by then.
+        let (ended, ()) = tokio::join!(ended, self.set_envd_apart());
+        let reaped = match ended {
+            Ok(()) => self.process.wait().await,
+            Err(error) => Err(error),
+        };
+        if let Err(cause) = reaped {
             tracing::error!(sandbox = %self.id(), %cause, "cannot wait for a sandbox; ending it");
             self.cgroup.kill();
         }
-        self.ended.cancel();
         let reason = *lock(&self.reason);
+        self.report_oom_kills();
         if let Err(cause) = self.cgroup.remove().await {
             tracing::error!(sandbox = %self.id(), %cause, "a cgroup could not be removed");
         }
@@ -125,6 +209,16 @@ impl Sandbox {
         reason
     }
 
+    /// Moves envd to where users' processes cannot starve it. Not part of the create, which would
+    /// have to wait for the kernel.
+    async fn set_envd_apart(&self) {
+        let (cgroup, envd) = (self.cgroup.clone(), self.process.pid());
+        let moved = tokio::task::spawn_blocking(move || cgroup.set_apart(envd)).await;
+        if let Err(cause) = moved.map_err(io::Error::other).and_then(|moved| moved) {
+            tracing::warn!(sandbox = %self.id(), %cause, "envd shares its users' cgroup");
+        }
+    }
+
     /// Tells those who wait in [`kill`](Self::kill) that nothing is left.
     pub(crate) fn announce_gone(&self) {
         self.gone.cancel();
@@ -133,6 +227,7 @@ impl Sandbox {
     /// Its present resource use.
     pub(crate) async fn sample(&self) -> io::Result<Sample> {
         let usage = self.cgroup.usage()?;
+        self.report_oom_kills();
         let disk = lock(&self.disk).clone().ok_or(io::ErrorKind::NotFound)?;
         let (disk_used, disk_total) = disk.usage().await.map_err(io::Error::other)?;
         let vcpu = self.limits.vcpu.max(1);

@@ -12,6 +12,7 @@
 
 use std::{
     collections::{HashMap, hash_map},
+    os::fd::OwnedFd,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -21,14 +22,14 @@ use atoll_core::{Error, InstanceId, LayerId, Result, SandboxId, error::codes};
 use atoll_isolation::Driver;
 use atoll_proxy::{Sandboxes, Target};
 use atoll_wire::node::{
-    Created, EndReason, Ended, Node, NodeInfo, NodeSandbox, Sample, SandboxRecord,
+    Created, EndReason, Ended, LogLine, Node, NodeInfo, NodeSandbox, Sample, SandboxRecord,
 };
 use futures::{StreamExt, stream};
 use jiff::{SignedDuration, Timestamp};
 use tokio::{sync::oneshot, task::JoinHandle};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{events::Events, sandbox::Sandbox, start};
+use crate::{events::Events, logs::Logs, sandbox::Sandbox, start};
 
 /// The control plane ends sandboxes on time; the node does so itself this much later, in case
 /// there is no control plane any more.
@@ -59,6 +60,7 @@ pub(crate) struct Inner {
     pub(crate) driver: Arc<dyn Driver>,
     sandboxes: Mutex<HashMap<SandboxId, Place>>,
     events: Events,
+    logs: Arc<Logs>,
     tasks: TaskTracker,
     /// Cancelled when the node shuts down.
     pub(crate) stopping: CancellationToken,
@@ -91,6 +93,7 @@ impl Service {
             driver,
             sandboxes: Mutex::default(),
             events: Events::default(),
+            logs: Arc::default(),
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
         });
@@ -195,9 +198,12 @@ impl Handle {
             }
         };
         let created = Created { envd_version: parts.envd_version.clone(), timings };
-        let sandbox = Arc::new(Sandbox::new(parts));
+        let (sandbox, log) = Sandbox::new(parts, self.inner.logs.clone());
+        let sandbox = Arc::new(sandbox);
+        sandbox.report_start(&created.timings);
         self.table().insert(id.clone(), Place::Running(sandbox.clone()));
-        let supervisor = self.inner.tasks.track_future(self.clone().supervise(sandbox.clone()));
+        let supervisor =
+            self.inner.tasks.track_future(self.clone().supervise(sandbox.clone(), log));
         tokio::spawn(supervisor);
         // An answer that was sent may still be dropped unread with the caller's future.
         let unwanted = answer.send(Ok(created)).is_err()
@@ -208,8 +214,8 @@ impl Handle {
         }
     }
 
-    async fn supervise(self, sandbox: Arc<Sandbox>) {
-        let reason = sandbox.supervise().await;
+    async fn supervise(self, sandbox: Arc<Sandbox>, log: OwnedFd) {
+        let reason = sandbox.supervise(log).await;
         let id = sandbox.id();
         self.table().remove(&id);
         sandbox.announce_gone();
@@ -271,6 +277,10 @@ impl Node for Handle {
 
     async fn ended(&self, cursor: u64) -> Result<(u64, Vec<Ended>)> {
         Ok(self.inner.events.wait(cursor).await)
+    }
+
+    async fn logs(&self, cursor: u64) -> Result<(u64, Vec<LogLine>)> {
+        Ok(self.inner.logs.wait(cursor).await)
     }
 
     async fn info(&self) -> Result<NodeInfo> {

@@ -10,7 +10,7 @@ use atoll_isolation::{Limits, Running, Spec};
 use atoll_network::Slot;
 use atoll_storage::{BuildManifest, Disk};
 use atoll_wire::{
-    guest::{BootConfig, ENVD_PORT, InitRequest},
+    guest::{BootConfig, ENVD_PORT, GuestLimits, InitRequest},
     node::{CreateTimings, SandboxRecord},
 };
 use jiff::Timestamp;
@@ -89,6 +89,7 @@ async fn boot(
         control_secret: secret.to_owned(),
         sandbox_id: record.id.to_string(),
         template_id: record.template.to_string(),
+        limits: Some(GuestLimits { vcpu: limits.vcpu, memory: limits.memory }),
     };
     let stdin = serde_json::to_string(&boot)
         .map_err(|error| Error::new(codes::INTERNAL, format!("envd's settings: {error}.")))?;
@@ -124,7 +125,7 @@ fn settings(record: &SandboxRecord, build: &BuildManifest) -> InitRequest {
         timestamp: Some(Timestamp::now().to_string()),
         default_user: Some(build.default_user.clone()),
         default_workdir: build.default_workdir.clone(),
-        ca_bundle: None,
+        ..InitRequest::default()
     }
 }
 

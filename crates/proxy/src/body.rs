@@ -15,7 +15,7 @@ use std::{
 use bytes::Bytes;
 use http::{Request, Version, header};
 use http_body::{Body as _, Frame, SizeHint};
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use hyper::body::Incoming;
 use tokio::runtime;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
@@ -26,10 +26,11 @@ use crate::{pool::Lease, server::Lifecycle};
 /// resets it, and the reset can overtake the answer.
 const DRAIN: Duration = Duration::from_secs(5);
 
-pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
+/// Why a body failed.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// A request's body.
-pub(crate) struct RequestBody {
+/// A request's body, as a client sends it.
+pub struct RequestBody {
     inner: Option<Incoming>,
     finished: Arc<AtomicBool>,
     lifecycle: Lifecycle,
@@ -107,16 +108,37 @@ impl Drop for RequestBody {
 }
 
 /// A response's body.
-pub(crate) enum Body {
-    /// The proxy's own.
+pub struct Body(Source);
+
+/// Where a response's body comes from.
+enum Source {
+    /// Atoll itself.
     Whole(Full<Bytes>),
-    /// A guest's.
+    /// Another service of this process.
+    Service(UnsyncBoxBody<Bytes, BoxError>),
+    /// A guest.
     Guest(GuestBody),
 }
 
 impl Body {
-    pub(crate) fn whole(bytes: Bytes) -> Self {
-        Self::Whole(Full::new(bytes))
+    /// A body that is all there.
+    #[must_use]
+    pub fn whole(bytes: Bytes) -> Self {
+        Self(Source::Whole(Full::new(bytes)))
+    }
+
+    /// The body of an answer that another service of this process gave.
+    pub fn of_service<B>(body: B) -> Self
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        Self(Source::Service(body.map_err(Into::into).boxed_unsync()))
+    }
+
+    /// What a guest sends.
+    pub(crate) fn guest(body: GuestBody) -> Self {
+        Self(Source::Guest(body))
     }
 }
 
@@ -128,23 +150,26 @@ impl http_body::Body for Body {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        match self.get_mut() {
-            Self::Whole(body) => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
-            Self::Guest(body) => body.poll_frame(cx),
+        match &mut self.get_mut().0 {
+            Source::Whole(body) => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
+            Source::Service(body) => Pin::new(body).poll_frame(cx),
+            Source::Guest(body) => body.poll_frame(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Whole(body) => body.is_end_stream(),
-            Self::Guest(body) => body.inner.is_end_stream(),
+        match &self.0 {
+            Source::Whole(body) => body.is_end_stream(),
+            Source::Service(body) => body.is_end_stream(),
+            Source::Guest(body) => body.inner.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Whole(body) => body.size_hint(),
-            Self::Guest(body) => body.inner.size_hint(),
+        match &self.0 {
+            Source::Whole(body) => body.size_hint(),
+            Source::Service(body) => body.size_hint(),
+            Source::Guest(body) => body.inner.size_hint(),
         }
     }
 }

@@ -16,7 +16,7 @@ use crate::{
     body::{Body, RequestBody},
     engine::{Engine, NodeHop, Visit},
     reply::{self, Failure},
-    server::{self, Handler, Lifecycle},
+    server::{self, Cleartext, Handler, Lifecycle, Peer},
 };
 
 /// What a client proxy needs.
@@ -31,6 +31,7 @@ pub struct Options {
 /// A running client proxy.
 pub struct Service {
     handle: Handle,
+    edge: Arc<Edge>,
     task: JoinHandle<()>,
 }
 
@@ -47,19 +48,26 @@ impl Service {
             )
         })?;
         let lifecycle = Lifecycle::default();
-        let edge = Edge {
+        let edge = Arc::new(Edge {
             directory: options.directory,
             engine: Engine::new(lifecycle.clone()),
             nodes: Mutex::default(),
-        };
+        });
         let handle = Handle::new(lifecycle.clone(), address);
-        let task = tokio::spawn(serve(edge, listener, health, lifecycle, options.grace));
-        Ok(Self { handle, task })
+        let serving = serve(Arc::clone(&edge), listener, health, lifecycle, options.grace);
+        let task = tokio::spawn(serving);
+        Ok(Self { handle, edge, task })
     }
 
     /// How others stop it.
     pub fn handle(&self) -> Handle {
         self.handle.clone()
+    }
+
+    /// What answers its clients, for a front that has accepted the connection itself. It shares the
+    /// proxy's connections to sandboxes and their limits; what it works on ends with the proxy.
+    pub fn edge(&self) -> Arc<Edge> {
+        Arc::clone(&self.edge)
     }
 
     /// Stops it: what is under way may finish until the grace is over. Meanwhile `GET /health`
@@ -71,7 +79,7 @@ impl Service {
 }
 
 async fn serve(
-    edge: Edge,
+    edge: Arc<Edge>,
     listener: TcpListener,
     health_listener: TcpListener,
     lifecycle: Lifecycle,
@@ -81,13 +89,13 @@ async fn serve(
     let status = Arc::new(Health { of: lifecycle.clone() });
     let told = async {
         tokio::join!(
-            server::serve(health_listener, status, health.clone()),
+            server::serve(health_listener, Cleartext, status, health.clone()),
             health.finish(Duration::ZERO)
         );
     };
     let served = async {
         tokio::join!(
-            server::serve(listener, Arc::new(edge), lifecycle.clone()),
+            server::serve(listener, Cleartext, edge, lifecycle.clone()),
             lifecycle.finish(grace)
         );
         health.drain.cancel();
@@ -95,8 +103,8 @@ async fn serve(
     tokio::join!(told, served);
 }
 
-/// What answers clients.
-struct Edge {
+/// What answers clients: it finds the sandbox that a request is for and forwards.
+pub struct Edge {
     directory: Arc<dyn Directory>,
     engine: Engine,
     /// Other nodes' proxies met so far, kept because idle connections belong to them.
@@ -111,8 +119,8 @@ impl Edge {
 }
 
 impl Handler for Edge {
-    async fn handle(&self, request: Request<RequestBody>, peer: SocketAddr) -> Response<Body> {
-        let visit = match Visit::begin(&request, Some(peer.ip())) {
+    async fn handle(&self, request: Request<RequestBody>, peer: Peer) -> Response<Body> {
+        let visit = match Visit::begin(&request, Some(peer)) {
             Ok(visit) => visit,
             Err(answer) => return *answer,
         };
@@ -140,7 +148,7 @@ struct Health {
 }
 
 impl Handler for Health {
-    async fn handle(&self, request: Request<RequestBody>, _: SocketAddr) -> Response<Body> {
+    async fn handle(&self, request: Request<RequestBody>, _: Peer) -> Response<Body> {
         let read = matches!(*request.method(), Method::GET | Method::HEAD);
         if !read || request.uri().path() != "/health" {
             return reply::plain(StatusCode::NOT_FOUND, "only GET /health is served here");

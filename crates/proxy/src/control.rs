@@ -62,6 +62,7 @@ mod tests {
 
     use super::*;
 
+    // Rules: PROXY-2, TRAP-18
     #[test]
     fn every_spelling_is_refused() {
         for path in [
@@ -94,6 +95,7 @@ mod tests {
         }
     }
 
+    // Rules: PROXY-4
     #[test]
     fn other_paths_and_ports_pass() {
         for path in [
@@ -141,6 +143,7 @@ mod tests {
     }
 
     proptest! {
+        // Rules: PROXY-2
         #[test]
         fn what_a_router_takes_for_a_control_route_is_refused(target in near_control()) {
             let Ok(request) = Request::builder().uri(target).body(Body::empty()) else { return Ok(()) };

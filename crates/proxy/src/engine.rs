@@ -1,9 +1,6 @@
 //! Forwarding: one request to one thing that can be dialled, and its response back.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-};
+use std::{net::SocketAddr, sync::Arc};
 
 use async_trait::async_trait;
 use atoll_wire::guest::ENVD_PORT;
@@ -29,7 +26,7 @@ use crate::{
     pool::{self, Home, Lease, Pools},
     reply::{self, Audience, Failure},
     route::{self, Destination, ID_HEADER, PORT_HEADER},
-    server::Lifecycle,
+    server::{Lifecycle, Peer},
 };
 
 const TRAFFIC_TOKEN: &str = "e2b-traffic-access-token";
@@ -46,7 +43,7 @@ pub(crate) struct Visit {
     host: HeaderValue,
     audience: Audience,
     /// Where it came from, unless a proxy of ours has recorded that already.
-    peer: Option<IpAddr>,
+    peer: Option<Peer>,
 }
 
 impl Visit {
@@ -57,7 +54,7 @@ impl Visit {
     /// With the answer.
     pub(crate) fn begin<B>(
         request: &Request<B>,
-        peer: Option<IpAddr>,
+        peer: Option<Peer>,
     ) -> Result<Self, Box<Response<Body>>> {
         if request.method() == Method::CONNECT {
             let message = "CONNECT is not supported";
@@ -279,7 +276,7 @@ impl Engine {
         headers::strip_hop_by_hop(response.headers_mut());
         // Or the server would answer in the version that the guest speaks.
         *response.version_mut() = Version::HTTP_11;
-        Ok(response.map(|body| Body::Guest(GuestBody::new(body, lease, target.ended()))))
+        Ok(response.map(|body| Body::guest(GuestBody::new(body, lease, target.ended()))))
     }
 
     /// Sends a request over an idle connection, if one will do, else over a new one. An idle

@@ -1,12 +1,10 @@
 //! Headers on their way through a proxy.
 
-use std::net::IpAddr;
-
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Version, header, request::Parts};
 
 use atoll_wire::guest::CONTROL_HEADER;
 
-use crate::NODE_TOKEN_HEADER;
+use crate::{NODE_TOKEN_HEADER, server::Peer};
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -60,9 +58,9 @@ pub(crate) fn is_grpc(parts: &Parts) -> bool {
 }
 
 /// Readies a request's headers for the next hop: hop-by-hop and internal ones go, framing follows
-/// `has_body`. With `peer`, the address it came from is recorded; without, what an earlier proxy
-/// of ours recorded stands.
-pub(crate) fn prepare(parts: &mut Parts, has_body: bool, peer: Option<IpAddr>) {
+/// `has_body`. With `peer`, where it came from is recorded; without, what an earlier proxy of ours
+/// recorded stands.
+pub(crate) fn prepare(parts: &mut Parts, has_body: bool, peer: Option<Peer>) {
     let headers = &mut parts.headers;
     let chunked = headers.contains_key(header::TRANSFER_ENCODING);
     let trailers = tokens(headers, &header::TE).any(|token| token.eq_ignore_ascii_case("trailers"));
@@ -102,19 +100,20 @@ fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
-fn record_peer(headers: &mut HeaderMap, peer: IpAddr) {
+fn record_peer(headers: &mut HeaderMap, peer: Peer) {
     let mut chain: Vec<String> = headers
         .get_all(FORWARDED_FOR)
         .iter()
         .filter_map(|value| value.to_str().ok().map(str::to_owned))
         .collect();
-    chain.push(peer.to_canonical().to_string());
+    chain.push(peer.address.ip().to_canonical().to_string());
     if let Ok(value) = HeaderValue::from_str(&chain.join(", ")) {
         headers.insert(FORWARDED_FOR, value);
     }
     // A TLS terminator in front has said how the client came.
     if !headers.contains_key(FORWARDED_PROTO) {
-        headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
+        let proto = if peer.secure { "https" } else { "http" };
+        headers.insert(FORWARDED_PROTO, HeaderValue::from_static(proto));
     }
 }
 
@@ -144,8 +143,13 @@ mod tests {
     }
 
     fn prepared(headers: &[(&str, &str)], has_body: bool) -> HeaderMap {
+        prepared_from(headers, has_body, false)
+    }
+
+    fn prepared_from(headers: &[(&str, &str)], has_body: bool, secure: bool) -> HeaderMap {
         let mut parts = parts(Version::HTTP_11, headers);
-        prepare(&mut parts, has_body, Some("192.0.2.7".parse().unwrap()));
+        let address = "192.0.2.7:5".parse().unwrap();
+        prepare(&mut parts, has_body, Some(Peer { address, secure }));
         parts.headers
     }
 
@@ -195,6 +199,8 @@ mod tests {
     #[test]
     fn the_chain_of_addresses_grows_at_its_end() {
         assert_eq!(prepared(&[], false)["x-forwarded-for"], "192.0.2.7");
+        assert_eq!(prepared(&[], false)["x-forwarded-proto"], "http");
+        assert_eq!(prepared_from(&[], false, true)["x-forwarded-proto"], "https");
         let headers = prepared(
             &[
                 ("x-forwarded-for", "a, b"),

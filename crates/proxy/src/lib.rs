@@ -6,6 +6,9 @@
 //! among its own ([`Sandboxes`]). Both forward with the same engine, which treats a node as one
 //! more thing that can be dialled.
 //!
+//! What accepts connections and serves HTTP over them ([`Server`]) is also for others: it takes any
+//! [`Handler`], over any [`Transport`].
+//!
 //! What the engine promises:
 //! - Nothing is buffered or changed on the way, and nothing times out: a frame that one side sends
 //!   is written to the other at once, and a stream may be silent for hours.
@@ -34,7 +37,9 @@ use atoll_core::{Result, SandboxId};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
-pub use server::Handle;
+pub use body::{Body, BoxError, RequestBody};
+pub use patience::HEAD as HEAD_TIMEOUT;
+pub use server::{Cleartext, Handle, Handler, Lifecycle, Opened, Peer, Server, Transport};
 
 /// The header that authenticates a client proxy to a node proxy.
 pub const NODE_TOKEN_HEADER: &str = "x-atoll-node-token";

@@ -1,18 +1,18 @@
 //! The node proxy: what client proxies of other processes reach this node's sandboxes through.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use atoll_core::{Error, Result, error::codes};
 use http::{Request, Response, StatusCode};
 use subtle::ConstantTimeEq;
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::net::TcpListener;
 
 use crate::{
     Handle, NODE_TOKEN_HEADER, Sandboxes,
     body::{Body, RequestBody},
     engine::{Engine, Visit},
     reply::{self, Failure},
-    server::{self, Handler, Lifecycle},
+    server::{Cleartext, Handler, Lifecycle, Peer, Server},
 };
 
 /// What a node proxy needs.
@@ -29,8 +29,7 @@ pub struct Options {
 
 /// A running node proxy.
 pub struct Service {
-    handle: Handle,
-    task: JoinHandle<()>,
+    server: Server,
 }
 
 impl Service {
@@ -40,12 +39,11 @@ impl Service {
     /// `BAD_OPTION` when the token is empty, or when there is none and the listener can be reached
     /// from other machines.
     pub fn start(options: Options, listener: TcpListener) -> Result<Self> {
-        let address = listener.local_addr().map_err(|error| {
-            Error::new(
-                codes::INTERNAL,
-                format!("the node proxy's listener has no address: {error}."),
-            )
-        })?;
+        let unbound = |error: io::Error| {
+            let message = format!("the node proxy's listener has no address: {error}.");
+            Error::new(codes::INTERNAL, message)
+        };
+        let address = listener.local_addr().map_err(unbound)?;
         let safe = match &options.token {
             Some(token) => !token.is_empty(),
             None => address.ip().to_canonical().is_loopback(),
@@ -60,25 +58,19 @@ impl Service {
             token: options.token,
             engine: Engine::new(lifecycle.clone()),
         };
-        let handle = Handle::new(lifecycle.clone(), address);
-        let task = tokio::spawn(async move {
-            tokio::join!(
-                server::serve(listener, Arc::new(node), lifecycle.clone()),
-                lifecycle.finish(options.grace)
-            );
-        });
-        Ok(Self { handle, task })
+        let (node, grace) = (Arc::new(node), options.grace);
+        let server = Server::start(listener, Cleartext, node, lifecycle, grace).map_err(unbound)?;
+        Ok(Self { server })
     }
 
     /// How others stop it.
     pub fn handle(&self) -> Handle {
-        self.handle.clone()
+        self.server.handle()
     }
 
     /// Stops it: what is under way may finish until the grace is over.
     pub async fn shutdown(self) {
-        self.handle.shutdown();
-        server::join(self.task).await;
+        self.server.shutdown().await;
     }
 }
 
@@ -98,14 +90,14 @@ impl Node {
 }
 
 impl Handler for Node {
-    async fn handle(&self, request: Request<RequestBody>, peer: SocketAddr) -> Response<Body> {
+    async fn handle(&self, request: Request<RequestBody>, peer: Peer) -> Response<Body> {
         if !self.admits(&request) {
             let message =
                 "this port is for Atoll's client proxies: the node token is missing or wrong";
             return reply::plain(StatusCode::UNAUTHORIZED, message);
         }
         // The proxy before this one has recorded the client; without a token, who knows.
-        let peer = self.token.is_none().then_some(peer.ip());
+        let peer = self.token.is_none().then_some(peer);
         let visit = match Visit::begin(&request, peer) {
             Ok(visit) => visit,
             Err(answer) => return *answer,

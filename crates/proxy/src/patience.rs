@@ -19,8 +19,9 @@ use std::{
 use hyper::rt;
 use tokio::time::Sleep;
 
-/// How long the rest of a head may take once its first byte has come.
-pub(crate) const HEAD: Duration = Duration::from_secs(10);
+/// How long the rest of a head may take once its first byte has come. Also what a handshake before
+/// the first head may take.
+pub const HEAD: Duration = Duration::from_secs(10);
 
 /// The length of HTTP/2's preface, bytes. No request that names a sandbox is shorter.
 const PREFACE: usize = 24;

@@ -128,6 +128,7 @@ mod tests {
             .map(|found| (found.sandbox.to_string(), found.port))
     }
 
+    // Rules: PROXY-10, PROXY-11, PROXY-13
     #[test]
     fn a_per_sandbox_host_decides_whatever_the_headers_say() {
         for host in [
@@ -143,6 +144,7 @@ mod tests {
         }
     }
 
+    // Rules: PROXY-12, PROXY-14
     #[test]
     fn headers_decide_on_shared_hosts() {
         for host in [
@@ -165,6 +167,7 @@ mod tests {
         }
     }
 
+    // Rules: PROXY-15
     #[test]
     fn hosts_of_neither_form_are_refused() {
         for host in [
@@ -185,6 +188,7 @@ mod tests {
         }
     }
 
+    // Rules: PROXY-15
     #[test]
     fn ids_and_ports_are_strict() {
         for id in ["A", "a_b", "é", "a-b", "../x", "a b"] {

@@ -1,4 +1,7 @@
-//! Serving HTTP/1.1 and HTTP/2 without TLS on one port, and stopping without delay.
+//! Serving HTTP/1.1 and HTTP/2 on one port, and stopping without delay.
+//!
+//! What answers is a [`Handler`]; what a connection is before HTTP is spoken over it, and with whom,
+//! is a [`Transport`]: [`Cleartext`] here, TLS elsewhere.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -13,6 +16,7 @@ use rustix::{
     process::{Resource, getrlimit},
 };
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinHandle,
@@ -44,9 +48,9 @@ const MAX_HEADERS: u32 = 64 * 1024;
 /// How long to wait after a connection could not be accepted, for want of file descriptors mostly.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// The life of one service, shared by all that works for it.
+/// The life of one service, shared by all that works for it. Cheap to clone.
 #[derive(Clone, Default)]
-pub(crate) struct Lifecycle {
+pub struct Lifecycle {
     /// Cancelled to let what runs finish and to accept nothing more.
     pub(crate) drain: CancellationToken,
     /// Cancelled to end what still runs.
@@ -69,7 +73,7 @@ impl Lifecycle {
     }
 }
 
-/// How others stop a proxy. Cheap to clone; outlives the service.
+/// How others stop a server. Cheap to clone; outlives the service.
 #[derive(Clone)]
 pub struct Handle {
     lifecycle: Lifecycle,
@@ -92,44 +96,138 @@ impl Handle {
         self.lifecycle.drain.cancelled().await;
     }
 
-    /// The address that the proxy listens on.
+    /// The address that it listens on.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+}
+
+/// A running server of one listener.
+pub struct Server {
+    handle: Handle,
+    task: JoinHandle<()>,
+}
+
+impl Server {
+    /// Serves on `listener` until its handle is told to shut down, and then until all that works
+    /// under `lifecycle` has ended, which takes `grace` at most.
+    ///
+    /// # Errors
+    /// When the listener is not bound.
+    pub fn start<T: Transport, H: Handler>(
+        listener: TcpListener,
+        transport: T,
+        handler: Arc<H>,
+        lifecycle: Lifecycle,
+        grace: Duration,
+    ) -> io::Result<Self> {
+        let handle = Handle::new(lifecycle.clone(), listener.local_addr()?);
+        let task = tokio::spawn(async move {
+            tokio::join!(
+                serve(listener, transport, handler, lifecycle.clone()),
+                lifecycle.finish(grace)
+            );
+        });
+        Ok(Self { handle, task })
+    }
+
+    /// How others stop it.
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// Stops it: what is under way may finish until the grace is over.
+    pub async fn shutdown(self) {
+        self.handle.shutdown();
+        join(self.task).await;
     }
 }
 
 /// Waits for a service's task to end.
 pub(crate) async fn join(task: JoinHandle<()>) {
     if let Err(error) = task.await {
-        tracing::error!(%error, "a proxy failed");
+        tracing::error!(%error, "a server failed");
     }
 }
 
+/// Where a request comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// The other end of the connection.
+    pub address: SocketAddr,
+    /// Whether the connection is encrypted.
+    pub secure: bool,
+}
+
 /// What answers requests.
-pub(crate) trait Handler: Send + Sync + 'static {
+pub trait Handler: Send + Sync + 'static {
+    /// The answer to `request`. Dropped when the client leaves.
     fn handle(
         &self,
         request: Request<RequestBody>,
-        peer: SocketAddr,
+        peer: Peer,
     ) -> impl Future<Output = Response<Body>> + Send;
 }
 
-/// Accepts connections and serves each in a task of its own, until the service is to stop.
-pub(crate) async fn serve<H: Handler>(listener: TcpListener, handler: Arc<H>, life: Lifecycle) {
-    accept(listener, handler, life, Arc::new(Semaphore::new(max_connections()))).await;
+/// A connection over which HTTP can be spoken.
+pub struct Opened<S> {
+    /// The connection.
+    pub stream: S,
+    /// Whether it is encrypted.
+    pub secure: bool,
 }
 
-/// How many connections one listener serves at once: a quarter of the files that may be open. A
-/// request can take as many again towards its sandbox, and the sandboxes need some for themselves.
+/// What is done with a connection before HTTP is spoken over it.
+pub trait Transport: Send + Sync + 'static {
+    /// What comes of it.
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    /// Waits until the client begins to speak and does what has to be done first. How long that may
+    /// take is up to the implementation, and has to be bounded.
+    fn open(
+        &self,
+        stream: TcpStream,
+    ) -> impl Future<Output = io::Result<Opened<Self::Stream>>> + Send;
+}
+
+/// HTTP without TLS.
+#[derive(Clone, Copy, Debug)]
+pub struct Cleartext;
+
+impl Transport for Cleartext {
+    type Stream = TcpStream;
+
+    async fn open(&self, stream: TcpStream) -> io::Result<Opened<TcpStream>> {
+        tokio::time::timeout(IDLE, stream.readable()).await??;
+        Ok(Opened { stream, secure: false })
+    }
+}
+
+/// Accepts connections and serves each in a task of its own, until the service is to stop.
+pub(crate) async fn serve<T: Transport, H: Handler>(
+    listener: TcpListener,
+    transport: T,
+    handler: Arc<H>,
+    life: Lifecycle,
+) {
+    let places = Arc::new(Semaphore::new(max_connections()));
+    accept(listener, Arc::new(transport), handler, life, places).await;
+}
+
+/// How many connections one listener serves at once: an eighth of the files that may be open. There
+/// are two or three such listeners, a request can take as many again towards its sandbox, and the
+/// sandboxes need some for themselves.
 fn max_connections() -> usize {
     let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    let connections = usize::try_from((files / 4).max(MIN_CONNECTIONS)).unwrap_or(usize::MAX);
+    let connections = usize::try_from((files / 8).max(MIN_CONNECTIONS)).unwrap_or(usize::MAX);
     connections.min(Semaphore::MAX_PERMITS)
 }
 
 /// Serves as many connections at once as there are `places`; others wait in the listener's queue.
-async fn accept<H: Handler>(
+async fn accept<T: Transport, H: Handler>(
     listener: TcpListener,
+    transport: Arc<T>,
     handler: Arc<H>,
     life: Lifecycle,
     places: Arc<Semaphore>,
@@ -147,8 +245,9 @@ async fn accept<H: Handler>(
         };
         match accepted {
             Ok((stream, peer)) => {
-                let handler = Arc::clone(&handler);
-                life.tasks.spawn(connection(stream, peer, handler, life.clone(), place));
+                let (transport, handler) = (Arc::clone(&transport), Arc::clone(&handler));
+                let serving = connection(stream, peer, transport, handler, life.clone(), place);
+                life.tasks.spawn(serving);
             }
             Err(error) if is_connections_own(&error) => {}
             Err(error) => {
@@ -164,9 +263,10 @@ fn is_connections_own(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset)
 }
 
-async fn connection<H: Handler>(
+async fn connection<T: Transport, H: Handler>(
     stream: TcpStream,
-    peer: SocketAddr,
+    address: SocketAddr,
+    transport: Arc<T>,
     handler: Arc<H>,
     life: Lifecycle,
     place: OwnedSemaphorePermit,
@@ -174,15 +274,29 @@ async fn connection<H: Handler>(
     if let Err(error) = set_options(&stream) {
         tracing::debug!(%error, "socket options");
     }
-    tokio::select! {
-        // What limits heads begins with the first byte.
-        first = tokio::time::timeout(IDLE, stream.readable()) => {
-            if !matches!(first, Ok(Ok(()))) {
-                return;
-            }
-        }
+    let opened = tokio::select! {
+        opened = transport.open(stream) => opened,
         () = life.drain.cancelled() => return,
+    };
+    match opened {
+        Ok(Opened { stream, secure }) => {
+            converse(stream, Peer { address, secure }, handler, life, place).await;
+        }
+        Err(error) => tracing::debug!(%error, %address, "connection not opened"),
     }
+}
+
+/// Answers what comes over one connection.
+async fn converse<S, H>(
+    stream: S,
+    peer: Peer,
+    handler: Arc<H>,
+    life: Lifecycle,
+    place: OwnedSemaphorePermit,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    H: Handler,
+{
     let tasks = life.clone();
     let service = service_fn(move |request: Request<Incoming>| {
         let handler = Arc::clone(&handler);
@@ -211,7 +325,7 @@ async fn connection<H: Handler>(
         }
     };
     if let Err(error) = result {
-        tracing::debug!(error, %peer, "connection ended");
+        tracing::debug!(error, peer = %peer.address, "connection ended");
     }
 }
 
@@ -252,7 +366,7 @@ mod tests {
     struct Ok;
 
     impl Handler for Ok {
-        async fn handle(&self, _: Request<RequestBody>, _: SocketAddr) -> Response<Body> {
+        async fn handle(&self, _: Request<RequestBody>, _: Peer) -> Response<Body> {
             Response::new(Body::whole("ok".into()))
         }
     }
@@ -269,7 +383,8 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let life = Lifecycle::default();
         let places = Arc::new(Semaphore::new(1));
-        let accepting = accept(listener, Arc::new(Ok), life.clone(), Arc::clone(&places));
+        let (transport, handler) = (Arc::new(Cleartext), Arc::new(Ok));
+        let accepting = accept(listener, transport, handler, life.clone(), Arc::clone(&places));
         let accepting = tokio::spawn(accepting);
         let request = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
         let mut first = TcpStream::connect(address).await.unwrap();

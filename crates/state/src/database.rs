@@ -2,9 +2,11 @@
 
 use async_trait::async_trait;
 use atoll_core::{Result, TemplateId, reference::Reference};
+use atoll_wire::node::LogLine;
+use jiff::Timestamp;
 use uuid::Uuid;
 
-use crate::model::{Build, KeyOwner, MetricRow, Team, Template, TokenOwner};
+use crate::model::{Build, KeyOwner, LogQuery, MetricRow, Team, Template, TokenOwner};
 
 /// The team that [`Database::seed`] makes: the same in every deployment, so that what was written
 /// down about one (a log, a script) is true of the next.
@@ -102,4 +104,14 @@ pub trait Database: Send + Sync + 'static {
 
     /// Deletes samples older than `before` (Unix seconds).
     async fn prune_metrics(&self, before: i64) -> Result<()>;
+
+    /// Stores lines of logs; one that is there already is left as it is.
+    async fn put_logs(&self, lines: &[LogLine]) -> Result<()>;
+
+    /// Lines of a sandbox's log, ordered by time and then by sequence, in the direction asked for.
+    /// Empty for another team's sandbox.
+    async fn logs(&self, query: &LogQuery) -> Result<Vec<LogLine>>;
+
+    /// Deletes lines of before `before`, and of what is left all but the `keep` that came last.
+    async fn prune_logs(&self, before: Timestamp, keep: u32) -> Result<()>;
 }

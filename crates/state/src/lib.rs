@@ -1,6 +1,6 @@
 //! Control-plane state.
 //!
-//! - [`Database`]: durable: teams, keys, templates and their builds, metrics. SQLite here.
+//! - [`Database`]: durable: teams, keys, templates and their builds, metrics, logs. SQLite here.
 //! - [`Catalogue`]: what runs, and what is about to: reservations against the concurrency limit,
 //!   idempotency keys, deadlines in order. In process here.
 //!

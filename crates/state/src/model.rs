@@ -1,6 +1,7 @@
 //! The rows that callers see.
 
 use atoll_core::{TemplateId, limits::Tier};
+use atoll_wire::log::LogLevel;
 use jiff::Timestamp;
 use uuid::Uuid;
 
@@ -112,4 +113,34 @@ pub struct MetricRow {
     pub disk_used: u64,
     /// Bytes.
     pub disk_total: u64,
+}
+
+/// From where a log is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// From the oldest line on.
+    Forward,
+    /// From the newest line back.
+    Backward,
+}
+
+/// Which lines of a sandbox's log are wanted.
+#[derive(Clone, Debug)]
+pub struct LogQuery {
+    /// The sandbox's team.
+    pub team: String,
+    /// The sandbox.
+    pub sandbox: String,
+    /// The earliest time.
+    pub from: Timestamp,
+    /// The end of time; lines of exactly then are left out.
+    pub until: Timestamp,
+    /// The order, and so which lines a limit leaves out.
+    pub direction: Direction,
+    /// The least level.
+    pub level: LogLevel,
+    /// What messages must contain, letter for letter.
+    pub search: String,
+    /// The most lines.
+    pub limit: u32,
 }

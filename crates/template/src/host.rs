@@ -5,7 +5,8 @@
 //! `apt` and `pip` work. Passed on, if the operator says so: certificates to trust.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Read},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -65,10 +66,21 @@ pub(crate) fn extra_certificates(bundle: &CaBundle) -> Result<Vec<u8>> {
     Ok(text)
 }
 
+/// How the bundles begin that `atoll up` writes for clients, so that [`host_bundle`] does not take
+/// one for the host's: the shell that starts Atoll may have such a bundle in its variables.
+pub const CLIENT_BUNDLE_MARK: &str = "# Written by Atoll for its clients.";
+
 /// The file of certificates that the host trusts.
-fn host_bundle() -> Option<PathBuf> {
+pub fn host_bundle() -> Option<PathBuf> {
     let named = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
+    let named = named.filter(|path| !is_for_clients(path));
     named.into_iter().chain(BUNDLES.map(PathBuf::from)).find(|path| path.is_file())
+}
+
+fn is_for_clients(path: &Path) -> bool {
+    let mut start = [0; CLIENT_BUNDLE_MARK.len()];
+    let read = fs::File::open(path).and_then(|mut file| file.read_exact(&mut start));
+    read.is_ok() && start == CLIENT_BUNDLE_MARK.as_bytes()
 }
 
 /// Writes into `dir` what the scripts of the base template expect there.
@@ -144,6 +156,19 @@ fn quoted(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_atoll_wrote_for_clients_is_not_the_hosts() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("bundle.pem");
+        for (content, expected) in
+            [(format!("{CLIENT_BUNDLE_MARK}\n-----BEGIN"), true), ("-----BEGIN".into(), false)]
+        {
+            fs::write(&path, &content).unwrap();
+            assert_eq!(is_for_clients(&path), expected, "{content}");
+        }
+        assert!(!is_for_clients(&directory.path().join("none")));
+    }
 
     #[test]
     fn only_settings_about_fetching_are_lent() {

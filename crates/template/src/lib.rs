@@ -26,7 +26,10 @@ use atoll_core::{LayerId, Result};
 use atoll_storage::BuildManifest;
 use tokio::sync::Mutex;
 
-pub use crate::progress::Progress;
+pub use crate::{
+    host::{CLIENT_BUNDLE_MARK, host_bundle},
+    progress::Progress,
+};
 
 /// Certificates that templates are to trust beyond their distribution's.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

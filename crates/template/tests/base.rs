@@ -107,6 +107,7 @@ async fn the_runtime_layer_is_made_once_for_each_envd() {
     service.shutdown().await;
 }
 
+// Rules: IMAGE-3, IMAGE-4, IMAGE-10
 #[tokio::test]
 #[ignore = "builds a distribution: run by make test-base"]
 async fn base_is_built_once_and_is_what_its_users_expect() {

@@ -26,6 +26,18 @@ pub struct BootConfig {
     pub sandbox_id: String,
     /// Becomes `E2B_TEMPLATE_ID`.
     pub template_id: String,
+    /// What the sandbox may use, where that is less than the machine it sees.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<GuestLimits>,
+}
+
+/// The limits of a sandbox that sees a larger machine than it may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestLimits {
+    /// Virtual CPUs.
+    pub vcpu: u32,
+    /// Memory, bytes.
+    pub memory: u64,
 }
 
 /// Body of `POST /init`. Every field is optional; an absent one leaves things as they are, apart
@@ -51,6 +63,16 @@ pub struct InitRequest {
     /// PEM certificates to trust in addition to the image's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_bundle: Option<String>,
+    /// Volumes that the sandbox is to have. The node mounts them; envd checks that it has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub volume_mounts: Option<Vec<VolumeMount>>,
+}
+
+/// A volume in [`InitRequest`]. What backs it is no business of envd's.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct VolumeMount {
+    /// Where it is mounted in the sandbox, absolute.
+    pub path: String,
 }
 
 /// Answer of envd's `GET /metrics`.

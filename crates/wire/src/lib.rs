@@ -5,10 +5,13 @@
 //! - [`node`]: what the control plane asks of a node. A trait, so that one process needs no socket.
 //! - [`rest`]: the bodies of the public REST API, named as the contract names them.
 //!
-//! Each module is a feature: envd links only what it speaks.
+//! - [`log`]: the words that all three use for logs.
+//!
+//! Each other module is a feature: envd links only what it speaks.
 
 #[cfg(feature = "guest")]
 pub mod guest;
+pub mod log;
 #[cfg(feature = "node")]
 pub mod node;
 #[cfg(feature = "rest")]

@@ -12,6 +12,8 @@ use atoll_core::{Result, SandboxId, TemplateId};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::log::LogLevel;
+
 /// What a sandbox may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resources {
@@ -125,6 +127,27 @@ pub struct Ended {
     pub reason: EndReason,
 }
 
+/// A line of a sandbox's log: what its envd said, or the node of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogLine {
+    /// Whose log.
+    pub sandbox: SandboxId,
+    /// The sandbox's team, as in its record.
+    pub team: String,
+    /// When.
+    pub timestamp: Timestamp,
+    /// Orders lines of one time; no line of a sandbox has the timestamp and the number of another.
+    pub sequence: u64,
+    /// How much it matters.
+    pub level: LogLevel,
+    /// Which part said it.
+    pub logger: String,
+    /// What it said.
+    pub message: String,
+    /// All else, as text.
+    pub fields: BTreeMap<String, String>,
+}
+
 /// A node as the control plane sees it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct NodeInfo {
@@ -161,6 +184,11 @@ pub trait Node: Send + Sync + 'static {
     /// Waits for sandboxes to end and returns those that did since `cursor`, with the next cursor.
     /// Returns empty after about 20 seconds, so that a poll over HTTP ends.
     async fn ended(&self, cursor: u64) -> Result<(u64, Vec<Ended>)>;
+
+    /// Waits for lines of sandboxes' logs and returns some of those from `cursor` on, in order, with
+    /// the next cursor. Asking with that is to say that they are stored: the node may forget them.
+    /// Returns empty after about 20 seconds. A cursor of an earlier run of the node counts as 0.
+    async fn logs(&self, cursor: u64) -> Result<(u64, Vec<LogLine>)>;
 
     /// The node itself.
     async fn info(&self) -> Result<NodeInfo>;

@@ -12,6 +12,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::log::LogLevel;
+
 /// The body of every failure.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Error {
@@ -285,6 +287,47 @@ pub struct SandboxMetric {
 pub struct SandboxesMetrics {
     /// By sandbox id; sandboxes without a sample are left out.
     pub sandboxes: BTreeMap<String, SandboxMetric>,
+}
+
+/// A line of a sandbox's log, as one text.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SandboxLog {
+    /// When.
+    #[schema(value_type = String, format = DateTime)]
+    pub timestamp: Timestamp,
+    /// A JSON object with `timestamp`, `level`, `logger`, `message` and the line's other fields.
+    pub line: String,
+}
+
+/// A line of a sandbox's log, taken apart.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SandboxLogEntry {
+    /// When.
+    #[schema(value_type = String, format = DateTime)]
+    pub timestamp: Timestamp,
+    /// How much it matters.
+    pub level: LogLevel,
+    /// What was said.
+    pub message: String,
+    /// All else, `logger` among it.
+    pub fields: BTreeMap<String, String>,
+}
+
+/// A sandbox's log, in both shapes.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SandboxLogs {
+    /// As texts.
+    pub logs: Vec<SandboxLog>,
+    /// The same, taken apart.
+    pub log_entries: Vec<SandboxLogEntry>,
+}
+
+/// A sandbox's log.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct SandboxLogsV2Response {
+    /// Its lines.
+    pub logs: Vec<SandboxLogEntry>,
 }
 
 /// Where a template's newest build stands.

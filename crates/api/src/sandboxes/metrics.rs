@@ -24,7 +24,7 @@ const HOUR: i64 = 3600;
 const DAY: i64 = 24 * HOUR;
 
 /// How far back the newest sample of a running sandbox is looked for, seconds.
-const NEWEST_WITHIN: i64 = 12 * METRICS_INTERVAL.as_secs().cast_signed();
+const NEWEST_WITHIN: i64 = 12 * SHORTEST_STEP;
 
 /// The query of one sandbox's metrics: Unix seconds, both inclusive.
 #[derive(Debug, Deserialize)]
@@ -65,7 +65,11 @@ pub(crate) async fn sandbox_metrics(
     };
     let range = end.unwrap_or(last.timestamp).saturating_sub(start.unwrap_or(first.timestamp));
     let step = step(range);
-    Ok(Json(rows.chunk_by(|a, b| a.timestamp / step == b.timestamp / step).map(average).collect()))
+    // Samples are as far apart as the shortest step, more or less: none is joined with another then.
+    let same_step = |a: &MetricRow, b: &MetricRow| {
+        step > SHORTEST_STEP && a.timestamp / step == b.timestamp / step
+    };
+    Ok(Json(rows.chunk_by(same_step).map(average).collect()))
 }
 
 /// The newest sample of each sandbox named.
@@ -109,9 +113,11 @@ fn batch(csv: Option<&str>) -> ApiResult<BTreeSet<&str>> {
     Ok(ids)
 }
 
+/// The step at which samples are taken, seconds.
+const SHORTEST_STEP: i64 = METRICS_INTERVAL.as_secs().cast_signed();
 /// Ranges and the step below each, seconds.
 const STEPS: [(i64, i64); 5] =
-    [(HOUR, 5), (6 * HOUR, 30), (12 * HOUR, 60), (DAY, 120), (7 * DAY, 300)];
+    [(HOUR, SHORTEST_STEP), (6 * HOUR, 30), (12 * HOUR, 60), (DAY, 120), (7 * DAY, 300)];
 const LONGEST_STEP: i64 = 900;
 
 /// Seconds that one point stands for in an answer over `range` seconds.

@@ -1,7 +1,7 @@
 //! Sandboxes (control-plane contract, section 5).
 //!
 //! - [`create`]: new sandboxes, and [`fields`]: what of the request this release can honour.
-//! - [`get`], [`list`] with its [`filter`]s, [`metrics`]: looking.
+//! - [`get`], [`list`] with its [`filter`]s, [`metrics`], [`logs`]: looking.
 //! - [`lifecycle`]: deadlines, connect, kill.
 
 pub(crate) mod create;
@@ -10,6 +10,7 @@ mod filter;
 pub(crate) mod get;
 pub(crate) mod lifecycle;
 pub(crate) mod list;
+pub(crate) mod logs;
 pub(crate) mod metrics;
 
 use atoll_core::{SandboxId, id::CLIENT_ID};

@@ -4,7 +4,10 @@ use std::path::Path;
 
 use reqwest::Method;
 
-use crate::stack::{Stack, send};
+use crate::{
+    rules::{Coverage, Rules},
+    stack::{Stack, send},
+};
 
 /// Set this variable to write the file instead of comparing it:
 /// `ATOLL_WRITE_DOCS=1 cargo test -p atoll-api documents`.
@@ -12,13 +15,18 @@ const WRITE: &str = "ATOLL_WRITE_DOCS";
 
 #[test]
 fn the_compatibility_table_is_current() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/compatibility.md");
-    let current = atoll_api::compatibility_markdown();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let path = root.join("docs/compatibility.md");
+    let rules = Rules::parse(&std::fs::read_to_string(root.join("tests/rules.toml")).unwrap());
+    let (rules, coverage) = (rules.unwrap(), Coverage::scan(&root).unwrap());
+    let current = atoll_api::compatibility_markdown() + &rules.markdown(&coverage);
     if std::env::var_os(WRITE).is_some() {
         std::fs::write(&path, &current).unwrap();
     }
     let found = std::fs::read_to_string(&path).unwrap_or_default();
     assert!(found == current, "docs/compatibility.md is out of date; set {WRITE}=1 to write it");
+    let problems = rules.problems(&coverage);
+    assert!(problems.is_empty(), "tests/rules.toml:\n{}", problems.join("\n"));
 }
 
 #[tokio::test]

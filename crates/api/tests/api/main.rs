@@ -11,5 +11,8 @@ mod documents;
 mod errors;
 mod lifecycle;
 mod list;
+mod logs;
+mod metrics;
 mod node;
+mod rules;
 mod stack;

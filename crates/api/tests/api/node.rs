@@ -13,7 +13,7 @@ use std::{
 use async_trait::async_trait;
 use atoll_core::{Error, Result, SandboxId, error::codes};
 use atoll_wire::node::{
-    Created, EndReason, Ended, Node, NodeInfo, NodeSandbox, Sample, SandboxRecord,
+    Created, EndReason, Ended, LogLine, Node, NodeInfo, NodeSandbox, Sample, SandboxRecord,
 };
 use jiff::Timestamp;
 use tokio::sync::{Notify, Semaphore};
@@ -23,6 +23,7 @@ pub(crate) const ENVD_VERSION: &str = "0.6.4";
 pub(crate) struct FakeNode {
     sandboxes: Mutex<HashMap<SandboxId, SandboxRecord>>,
     ends: Mutex<Vec<Ended>>,
+    lines: Mutex<Vec<LogLine>>,
     news: Notify,
     /// How long `ended` waits for news.
     patience: Duration,
@@ -42,6 +43,7 @@ impl Default for FakeNode {
         Self {
             sandboxes: Mutex::default(),
             ends: Mutex::default(),
+            lines: Mutex::default(),
             news: Notify::new(),
             patience: Duration::from_secs(20),
             gate: Semaphore::new(Semaphore::MAX_PERMITS),
@@ -106,6 +108,29 @@ impl FakeNode {
     /// Loses a sandbox without a word.
     pub(crate) fn lose(&self, id: &str) {
         self.sandboxes().remove(&id.parse().unwrap());
+    }
+
+    /// Logs a line of a sandbox, as the node itself or its envd would.
+    pub(crate) fn log(&self, line: LogLine) {
+        let mut lines = self.lines.lock().unwrap();
+        let sequence = lines.len() as u64;
+        lines.push(LogLine { sequence, ..line });
+        drop(lines);
+        self.news.notify_waiters();
+    }
+
+    /// What there is from `cursor` on, or else after some patience.
+    async fn since<T: Clone>(&self, cursor: u64, all: &Mutex<Vec<T>>) -> (u64, Vec<T>) {
+        let since = || all.lock().unwrap().get(cursor as usize..).unwrap_or_default().to_vec();
+        let news = self.news.notified();
+        tokio::pin!(news);
+        news.as_mut().enable();
+        let mut found = since();
+        if found.is_empty() {
+            let _ = tokio::time::timeout(self.patience, news).await;
+            found = since();
+        }
+        (cursor + found.len() as u64, found)
     }
 
     fn end(&self, id: &SandboxId, reason: EndReason) -> bool {
@@ -176,16 +201,11 @@ impl Node for FakeNode {
     }
 
     async fn ended(&self, cursor: u64) -> Result<(u64, Vec<Ended>)> {
-        let since = |ends: &[Ended]| ends.get(cursor as usize..).unwrap_or_default().to_vec();
-        let news = self.news.notified();
-        tokio::pin!(news);
-        news.as_mut().enable();
-        let mut found = since(&self.ends.lock().unwrap());
-        if found.is_empty() {
-            let _ = tokio::time::timeout(self.patience, news).await;
-            found = since(&self.ends.lock().unwrap());
-        }
-        Ok((cursor + found.len() as u64, found))
+        Ok(self.since(cursor, &self.ends).await)
+    }
+
+    async fn logs(&self, cursor: u64) -> Result<(u64, Vec<LogLine>)> {
+        Ok(self.since(cursor, &self.lines).await)
     }
 
     async fn info(&self) -> Result<NodeInfo> {

@@ -3,34 +3,48 @@
 //!
 //! Every figure is measured through the public ports with connections kept alive, as an SDK has
 //! them. Other programs are timed in the same run, so that ratios hold on a noisy machine.
+//!
+//! | module | what it measures |
+//! |---|---|
+//! | [`lives`] | creating a sandbox, its first command, ending it |
+//! | [`commands`] | calls and streams of a sandbox that runs |
+//! | [`idle`] | the memory of a sandbox in which nothing runs |
+//! | [`start`] | envd, from exec to its first answer |
+//! | [`transfer`] | files of a gigabyte, in and out; with [`nginx`] beside it, and through [`edge`] |
+//! | [`peers`] | other programs that run something in a sandbox |
 
+mod commands;
+mod edge;
+mod idle;
+mod lives;
+mod nginx;
 mod peers;
 mod report;
+mod scratch;
+mod start;
 mod statistics;
+mod transfer;
 
 use std::{
+    fs,
+    net::SocketAddr,
+    path::PathBuf,
     process::ExitCode,
     time::{Duration, Instant},
 };
 
 use atoll_core::{Error, Result, error::codes};
 use atoll_wire::rest;
-use futures::{StreamExt, TryStreamExt, stream};
 
 use crate::{
-    client::{Client, Create, Exec, ExecEvent},
+    client::{Client, Create},
     terminal,
 };
-use report::{Report, Row};
+use report::Report;
 use statistics::Statistics;
 
 /// Long enough for the slowest figure; an interrupted run leaves nothing for longer.
-const SANDBOX_SECONDS: u32 = 120;
-/// Cold caches are not what is measured.
-const WARM_UP: usize = 3;
-const IDLE_SANDBOXES: usize = 10;
-/// Samples of resource use come every five seconds.
-const SAMPLE_LIMIT: Duration = Duration::from_secs(30);
+const SANDBOX_SECONDS: u32 = 300;
 
 /// Options of `atoll bench`.
 #[derive(clap::Args)]
@@ -41,16 +55,50 @@ pub(crate) struct Arguments {
     /// Template to use.
     #[arg(long, default_value = "base")]
     template: String,
+    /// Measure these only.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    only: Vec<Part>,
+    /// Size of the file that is sent and fetched, MiB.
+    #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=8192))]
+    file_mib: u32,
+    /// How often the file is sent and fetched each way.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=100))]
+    rounds: u16,
+    /// A node proxy: files go through it, too, behind a client proxy of their own.
+    #[arg(long, requires = "node_token_file", value_name = "ADDRESS")]
+    node_proxy: Option<SocketAddr>,
+    /// What the node proxy asks for: <data-dir>/node-token.
+    #[arg(long, requires = "node_proxy", value_name = "FILE")]
+    node_token_file: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
+    /// Write the JSON to a file, too.
+    #[arg(long, value_name = "FILE")]
+    save: Option<PathBuf>,
 }
 
-/// One sandbox's life, timed.
-struct Life {
-    create: Duration,
-    first_command: Duration,
-    kill: Duration,
+impl Arguments {
+    fn wants(&self, part: Part) -> bool {
+        self.only.is_empty() || self.only.contains(&part)
+    }
+}
+
+/// What can be measured by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// Creating sandboxes, and ending them.
+    Lives,
+    /// Calls and streams of one sandbox.
+    Commands,
+    /// Memory of idle sandboxes.
+    Idle,
+    /// The start of envd.
+    Start,
+    /// Large files.
+    Transfer,
+    /// Other programs that run something in a sandbox.
+    Peers,
 }
 
 struct Bench {
@@ -59,136 +107,75 @@ struct Bench {
 }
 
 impl Bench {
-    fn create_request(&self) -> Create {
-        Create {
+    async fn create(&self) -> Result<(rest::Sandbox, Duration)> {
+        let request = Create {
             template: self.template.clone(),
             timeout: Some(SANDBOX_SECONDS),
             ..Create::default()
-        }
-    }
-
-    async fn create(&self) -> Result<(rest::Sandbox, Duration)> {
+        };
         let started = Instant::now();
-        let sandbox = self.client.create(&self.create_request()).await?;
+        let sandbox = self.client.create(&request).await?;
         Ok((sandbox, started.elapsed()))
     }
 
-    /// Creates, runs one command, ends; the sandbox is ended whatever happens.
-    async fn life(&self) -> Result<Life> {
-        let started = Instant::now();
-        let (sandbox, create) = self.create().await?;
-        let ran = self.run_true(&sandbox).await;
-        let first_command = started.elapsed();
-        let killing = Instant::now();
-        self.client.kill(&sandbox.sandbox_id).await?;
-        ran?;
-        Ok(Life { create, first_command, kill: killing.elapsed() })
-    }
-
-    /// `/bin/true`, without a shell: what is timed is Atoll.
-    async fn run_true(&self, sandbox: &rest::Sandbox) -> Result<Duration> {
-        let started = Instant::now();
-        let exec = Exec { program: "/bin/true".to_owned(), ..Exec::default() };
-        let mut running = self.client.exec(sandbox, exec).await?;
-        loop {
-            if let ExecEvent::Ended { code, .. } = running.next().await? {
-                return if code == 0 {
-                    Ok(started.elapsed())
-                } else {
-                    Err(Error::new(codes::INTERNAL, format!("/bin/true exited {code}.")))
-                };
-            }
-        }
-    }
-
-    async fn lives(&self, count: usize, at_once: usize) -> Result<Vec<Life>> {
-        stream::iter(0..count).map(|_| self.life()).buffer_unordered(at_once).try_collect().await
-    }
-
-    /// Commands in one sandbox, one after the other.
-    async fn round_trips(&self, count: usize) -> Result<Vec<Duration>> {
+    /// Does `work` with a sandbox, which is ended whatever comes of it.
+    async fn with_sandbox<T>(
+        &self,
+        work: impl AsyncFnOnce(&rest::Sandbox) -> Result<T>,
+    ) -> Result<T> {
         let (sandbox, _) = self.create().await?;
-        let mut times = Vec::with_capacity(count);
-        let mut outcome = Ok(());
-        for round in 0..count + WARM_UP {
-            match self.run_true(&sandbox).await {
-                Ok(time) if round >= WARM_UP => times.push(time),
-                Ok(_) => {}
-                Err(error) => {
-                    outcome = Err(error);
-                    break;
-                }
-            }
-        }
+        let outcome = work(&sandbox).await;
         self.client.kill(&sandbox.sandbox_id).await?;
-        outcome.map(|()| times)
-    }
-
-    /// Memory of sandboxes in which nothing was ever run, MiB.
-    async fn idle_memory(&self) -> Result<Vec<f64>> {
-        let created: Vec<Result<(rest::Sandbox, Duration)>> =
-            stream::iter(0..IDLE_SANDBOXES).then(|_| self.create()).collect().await;
-        let sandboxes: Vec<rest::Sandbox> =
-            created.into_iter().filter_map(Result::ok).map(|(sandbox, _)| sandbox).collect();
-        let measured: Result<Vec<f64>> = stream::iter(&sandboxes)
-            .then(|sandbox| self.memory_of(&sandbox.sandbox_id))
-            .try_collect()
-            .await;
-        for sandbox in &sandboxes {
-            self.client.kill(&sandbox.sandbox_id).await?;
-        }
-        measured
-    }
-
-    async fn memory_of(&self, id: &str) -> Result<f64> {
-        const MIB: f64 = 1024.0 * 1024.0;
-        let deadline = Instant::now() + SAMPLE_LIMIT;
-        loop {
-            let samples = self.client.metrics(id).await?;
-            if let Some(sample) = samples.last() {
-                return Ok(sample.mem_used as f64 / MIB);
-            }
-            if Instant::now() > deadline {
-                return Err(Error::new(
-                    codes::INTERNAL,
-                    format!("no sample of sandbox {id} within {} s.", SAMPLE_LIMIT.as_secs()),
-                ));
-            }
-            tokio::time::sleep(Duration::from_millis(500)).await;
-        }
+        outcome
     }
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
-    let bench = Bench { client: Client::from_variables()?, template: arguments.template };
-    let count = usize::from(arguments.creates);
-    bench.lives(WARM_UP, 1).await?;
-
+    let bench = Bench { client: Client::from_variables()?, template: arguments.template.clone() };
     let mut report = Report::new();
-    for at_once in [1, 10, 50] {
-        let lives = bench.lives(count.max(2 * at_once), at_once).await?;
-        report.push_lives(&lives, at_once);
+    let count = usize::from(arguments.creates);
+    if arguments.wants(Part::Lives) {
+        bench.measure_lives(count, &mut report).await?;
     }
-    let trips = Statistics::of_durations(&bench.round_trips(count).await?);
-    report.push(Row::time("command round trip", 1, trips));
-    report.push(Row::memory(
-        "memory of an idle sandbox",
-        Statistics::of(&bench.idle_memory().await?),
-    ));
-    for (name, times) in peers::measure(count).await {
-        report.push_peer(name, Statistics::of_durations(&times));
+    if arguments.wants(Part::Commands) {
+        bench.measure_commands(count, &mut report).await?;
+    }
+    if arguments.wants(Part::Idle) {
+        bench.measure_idle(&mut report).await?;
+    }
+    if arguments.wants(Part::Start) {
+        start::measure(&mut report).await?;
+    }
+    if arguments.wants(Part::Transfer) {
+        bench.measure_transfers(&transfer_options(&arguments)?, &mut report).await?;
+    }
+    if arguments.wants(Part::Peers) {
+        for (name, times) in peers::measure(count).await {
+            report.push_peer(name, Statistics::of_durations(&times));
+        }
+    }
+    if let Some(path) = &arguments.save {
+        fs::write(path, report.json()? + "\n").map_err(|error| unusable(path, &error))?;
     }
     terminal::say(&if arguments.json { report.json()? } else { report.table() });
     Ok(ExitCode::SUCCESS)
 }
 
-impl Report {
-    fn push_lives(&mut self, lives: &[Life], at_once: usize) {
-        let column = |pick: fn(&Life) -> Duration| {
-            Statistics::of_durations(&lives.iter().map(pick).collect::<Vec<_>>())
-        };
-        self.push(Row::time("create", at_once, column(|life| life.create)));
-        self.push(Row::time("create to first command", at_once, column(|life| life.first_command)));
-        self.push(Row::time("kill", at_once, column(|life| life.kill)));
-    }
+fn transfer_options(arguments: &Arguments) -> Result<transfer::Options> {
+    let node = match (arguments.node_proxy, &arguments.node_token_file) {
+        (Some(address), Some(path)) => {
+            let token = fs::read_to_string(path).map_err(|error| unusable(path, &error))?;
+            Some((address, token.trim().to_owned()))
+        }
+        _ => None,
+    };
+    Ok(transfer::Options {
+        bytes: u64::from(arguments.file_mib) << 20,
+        rounds: arguments.rounds.into(),
+        node,
+    })
+}
+
+fn unusable(path: &std::path::Path, error: &std::io::Error) -> Error {
+    Error::new(codes::BAD_OPTION, format!("{}: {error}.", path.display()))
 }

@@ -8,6 +8,7 @@ use std::{
 
 use tokio::process::Command;
 
+use super::scratch::Scratch;
 use crate::helpers::Launcher;
 
 /// A container of one static program, which ends at once.
@@ -37,7 +38,7 @@ pub(crate) async fn measure(count: usize) -> Vec<(&'static str, Vec<Duration>)> 
         found.push(("bwrap /bin/true", times));
     }
     let Ok(bundle) = Bundle::make() else { return found };
-    let path = bundle.0.to_string_lossy().into_owned();
+    let path = bundle.0.path().to_string_lossy().into_owned();
     let arguments = |round: usize| {
         ["--cgroup-manager=disabled", "run", "--bundle", &path]
             .map(str::to_owned)
@@ -81,28 +82,18 @@ async fn time(
 }
 
 /// A directory that crun runs; removed when dropped.
-struct Bundle(std::path::PathBuf);
+struct Bundle(Scratch);
 
 impl Bundle {
     fn make() -> io::Result<Self> {
-        let path = std::env::temp_dir().join(format!("atoll-bench-{}", std::process::id()));
-        fs::create_dir(&path)?;
-        let bundle = Self(path);
-        let root = bundle.0.join("rootfs");
+        let scratch = Scratch::make()?;
+        let root = scratch.path().join("rootfs");
         for directory in ["proc", "dev"] {
             fs::create_dir_all(root.join(directory))?;
         }
-        fs::write(bundle.0.join("config.json"), CRUN_CONFIG)?;
-        let launcher = Launcher::install(&bundle.0).map_err(io::Error::other)?;
+        fs::write(scratch.path().join("config.json"), CRUN_CONFIG)?;
+        let launcher = Launcher::install(scratch.path()).map_err(io::Error::other)?;
         fs::copy(launcher.path(), root.join("probe"))?;
-        Ok(bundle)
-    }
-}
-
-impl Drop for Bundle {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.0) {
-            tracing::warn!(%error, path = %self.0.display(), "scratch directory is left");
-        }
+        Ok(Self(scratch))
     }
 }

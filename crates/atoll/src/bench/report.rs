@@ -1,5 +1,7 @@
 //! The table and the JSON of a run.
 
+use std::collections::BTreeMap;
+
 use atoll_core::{Error, Result, error::codes};
 use serde::Serialize;
 
@@ -17,17 +19,51 @@ pub(crate) struct Row {
     /// Median of `create`, one at a time, as a multiple of this median; for other programs only.
     #[serde(skip_serializing_if = "Option::is_none")]
     create_ratio: Option<f64>,
+    /// This median as a multiple of those of others that do the same.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    ratios: BTreeMap<&'static str, f64>,
 }
 
 impl Row {
+    fn new(name: &str, at_once: usize, unit: &'static str, statistics: Statistics) -> Self {
+        let (create_ratio, ratios) = (None, BTreeMap::new());
+        Self { name: name.to_owned(), at_once, unit, statistics, create_ratio, ratios }
+    }
+
     /// A time, in milliseconds.
     pub(crate) fn time(name: &str, at_once: usize, statistics: Statistics) -> Self {
-        Self { name: name.to_owned(), at_once, unit: "ms", statistics, create_ratio: None }
+        Self::new(name, at_once, "ms", statistics)
     }
 
     /// An amount of memory, in MiB.
     pub(crate) fn memory(name: &str, statistics: Statistics) -> Self {
-        Self { name: name.to_owned(), at_once: 1, unit: "MiB", statistics, create_ratio: None }
+        Self::new(name, 1, "MiB", statistics)
+    }
+
+    /// A throughput, in MiB a second.
+    pub(crate) fn rate(name: &str, statistics: Statistics) -> Self {
+        Self::new(name, 1, "MiB/s", statistics)
+    }
+
+    /// Compares it with others, by name.
+    pub(crate) fn beside(
+        mut self,
+        others: impl IntoIterator<Item = (&'static str, Statistics)>,
+    ) -> Self {
+        let own = self.statistics.p50;
+        let others = others.into_iter().filter(|(_, other)| other.p50 > 0.0);
+        self.ratios = others.map(|(name, other)| (name, own / other.p50)).collect();
+        self
+    }
+
+    /// What follows the figures.
+    fn remark(&self) -> String {
+        let mut remarks = Vec::new();
+        if let Some(ratio) = self.create_ratio {
+            remarks.push(format!("create is {ratio:.2} times this"));
+        }
+        remarks.extend(self.ratios.iter().map(|(name, ratio)| format!("{ratio:.2} times {name}")));
+        remarks.join(", ")
     }
 }
 
@@ -42,6 +78,9 @@ pub(crate) struct Report {
     /// Whether they came ready from a pool, or were made on request.
     pool_of_ready_sandboxes: bool,
     rows: Vec<Row>,
+    /// What was left out, and why.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    notes: Vec<&'static str>,
 }
 
 impl Report {
@@ -53,7 +92,13 @@ impl Report {
             driver: "container",
             pool_of_ready_sandboxes: false,
             rows: Vec::new(),
+            notes: Vec::new(),
         }
+    }
+
+    /// Says what is not measured here.
+    pub(crate) fn note(&mut self, text: &'static str) {
+        self.notes.push(text);
     }
 
     pub(crate) fn push(&mut self, row: Row) {
@@ -81,21 +126,22 @@ impl Report {
             ),
             String::new(),
             format!(
-                "{:<30} {:>7} {:>6} {:>9} {:>9} {:>9}",
+                "{:<31} {:>6} {:>6} {:>9} {:>9} {:>9}",
                 "", "at once", "n", "p50", "p99", "max"
             ),
         ];
         for row in &self.rows {
-            let ratio = row
-                .create_ratio
-                .map(|ratio| format!("   create is {ratio:.2} times this"))
-                .unwrap_or_default();
             let Statistics { count, p50, p99, max, .. } = row.statistics;
-            lines.push(format!(
-                "{:<30} {:>7} {count:>6} {p50:>9.2} {p99:>9.2} {max:>9.2} {}{ratio}",
-                row.name, row.at_once, row.unit
-            ));
+            let line = format!(
+                "{:<31} {:>6} {count:>6} {p50:>9.2} {p99:>9.2} {max:>9.2} {:<5}  {}",
+                row.name,
+                row.at_once,
+                row.unit,
+                row.remark()
+            );
+            lines.push(line.trim_end().to_owned());
         }
+        lines.extend(self.notes.iter().map(|note| format!("\n{note}")));
         lines.join("\n")
     }
 }
@@ -113,5 +159,18 @@ mod tests {
         let value: serde_json::Value = serde_json::from_str(&report.json().unwrap()).unwrap();
         assert_eq!(value["rows"][2]["create_ratio"], 2.0);
         assert!(report.table().contains("create is 2.00 times this"));
+    }
+
+    #[test]
+    fn a_rate_is_compared_with_what_was_measured() {
+        let mut report = Report::new();
+        let others = [("cat", Statistics::of(&[400.0])), ("nginx", Statistics::default())];
+        report.push(Row::rate("upload", Statistics::of(&[100.0])).beside(others));
+        report.note("No nginx.");
+        let value: serde_json::Value = serde_json::from_str(&report.json().unwrap()).unwrap();
+        assert_eq!(value["rows"][0]["ratios"], serde_json::json!({ "cat": 0.25 }));
+        assert_eq!(value["notes"], serde_json::json!(["No nginx."]));
+        assert!(report.table().contains("MiB/s  0.25 times cat"));
+        assert!(report.table().ends_with("No nginx."));
     }
 }

@@ -10,7 +10,7 @@ use std::{
 use atoll_isolation::cgroup::Hierarchies;
 use tokio::process::Command;
 
-use super::{Arguments, Finding};
+use super::{Arguments, Finding, names};
 use crate::up::ports::Listeners;
 
 /// Overlays on id-mapped layers came with this kernel.
@@ -36,7 +36,7 @@ pub(crate) async fn all(arguments: &Arguments) -> Vec<Finding> {
     findings.push(memory());
     findings.push(ports(arguments).await);
     findings.push(forwarding().await);
-    findings.push(resolution().await);
+    findings.push(names::check(arguments.domain.name()).await);
     findings
 }
 
@@ -210,21 +210,6 @@ fn drops_forwarded(chains: &str) -> bool {
         }
         !ours && line.contains("hook forward") && line.contains("policy drop")
     })
-}
-
-async fn resolution() -> Finding {
-    const NAME: &str = "3000-isandbox.sbx.localhost";
-    let found = tokio::net::lookup_host((NAME, 80)).await;
-    if found.is_ok_and(|mut addresses| addresses.any(|address| address.ip().is_loopback())) {
-        Finding::ok("names", "*.localhost resolves to this machine in every program")
-    } else {
-        Finding::warning(
-            "names",
-            "*.localhost resolves in browsers and curl only: other programs cannot open sandbox \
-             addresses such as 3000-<id>.sbx.localhost by name",
-            "Install libnss-myhostname (Debian, Ubuntu) or use systemd-resolved.",
-        )
-    }
 }
 
 #[cfg(test)]

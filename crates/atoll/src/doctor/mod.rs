@@ -4,14 +4,19 @@
 //! probe cannot tell, such as ports and space.
 
 mod checks;
+pub(crate) mod names;
 mod probe;
 
 use std::{path::PathBuf, process::ExitCode};
 
 use atoll_core::{Error, Result, error::codes};
+use atoll_front::Domain;
 use serde::Serialize;
 
-use crate::{terminal, up::ports::Ports};
+use crate::{
+    terminal,
+    up::{self, ports::Ports},
+};
 
 /// Options of `atoll doctor`.
 #[derive(clap::Args)]
@@ -21,6 +26,9 @@ pub(crate) struct Arguments {
     data_dir: PathBuf,
     #[command(flatten)]
     ports: Ports,
+    /// The domain that Atoll is to use.
+    #[arg(long, default_value = up::DOMAIN, value_name = "DOMAIN")]
+    domain: Domain,
     /// Print JSON.
     #[arg(long)]
     json: bool,

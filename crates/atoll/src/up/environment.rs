@@ -1,6 +1,12 @@
 //! What a client must know: `<data-dir>/env`, for `source`.
 
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+};
+
 use atoll_core::Result;
+use atoll_front::Domain;
 
 use super::{Arguments, data_dir::DataDir, keys::Keys};
 
@@ -12,32 +18,37 @@ pub(crate) const FILE: &str = "env";
 pub(crate) struct Environment {
     pub(crate) api_url: String,
     pub(crate) sandbox_url: String,
-    pub(crate) domain: String,
+    /// Where the front is reached without names.
+    pub(crate) front: SocketAddr,
+    pub(crate) domain: Domain,
+    /// Certificates that clients have to trust, in one file with those that the host trusts.
+    trust: Option<PathBuf>,
     pub(crate) api_key: String,
     access_token: String,
     pub(crate) development: bool,
 }
 
 impl Environment {
-    pub(crate) fn new(arguments: &Arguments, keys: &Keys) -> Self {
+    pub(crate) fn new(
+        arguments: &Arguments,
+        keys: &Keys,
+        domain: Domain,
+        front_port: u16,
+        trust: Option<PathBuf>,
+    ) -> Self {
         let ports = &arguments.ports;
         // A wildcard address is for listening; clients on this machine use loopback.
-        let host = if arguments.listen.is_unspecified() {
-            "127.0.0.1".to_owned()
-        } else {
-            match arguments.listen {
-                std::net::IpAddr::V4(address) => address.to_string(),
-                std::net::IpAddr::V6(address) => format!("[{address}]"),
-            }
+        let host = match arguments.listen {
+            address if address.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+            address => address,
         };
-        let domain = arguments
-            .domain
-            .clone()
-            .unwrap_or_else(|| format!("sbx.localhost:{}", ports.proxy_port));
+        let at = |port| SocketAddr::new(host, port);
         Self {
-            api_url: format!("http://{host}:{}", ports.api_port),
-            sandbox_url: format!("http://{host}:{}", ports.proxy_port),
+            api_url: format!("http://{}", at(ports.api_port)),
+            sandbox_url: format!("http://{}", at(ports.proxy_port)),
+            front: at(front_port),
             domain,
+            trust,
             api_key: keys.api_key.clone(),
             access_token: keys.access_token.clone(),
             development: keys.are_development(),
@@ -45,14 +56,22 @@ impl Environment {
     }
 
     fn render(&self) -> String {
-        let lines = [
-            ("E2B_API_KEY", &self.api_key),
-            ("E2B_ACCESS_TOKEN", &self.access_token),
-            ("E2B_API_URL", &self.api_url),
-            ("E2B_SANDBOX_URL", &self.sandbox_url),
-            ("E2B_DOMAIN", &self.domain),
+        let mut lines = vec![
+            ("E2B_API_KEY", self.api_key.clone()),
+            ("E2B_ACCESS_TOKEN", self.access_token.clone()),
+            ("E2B_DOMAIN", self.domain.to_string()),
+            // So that the SDKs work where the domain's names do not resolve.
+            ("E2B_API_URL", self.api_url.clone()),
+            ("E2B_SANDBOX_URL", self.sandbox_url.clone()),
         ];
-        lines.iter().map(|(name, value)| format!("export {name}='{value}'\n")).collect()
+        if let Some(bundle) = &self.trust {
+            // What is trusted anyway is in it too: Python replaces its own by it, Node adds it, and
+            // takes the place of a company's own authority that a shell may have named here before.
+            let bundle = bundle.display().to_string();
+            lines.push(("SSL_CERT_FILE", bundle.clone()));
+            lines.push(("NODE_EXTRA_CA_CERTS", bundle));
+        }
+        lines.iter().map(|(name, value)| format!("export {name}={}\n", quoted(value))).collect()
     }
 
     /// Writes the file, readable by its owner only.
@@ -73,4 +92,9 @@ impl Environment {
             tracing::warn!(%error, "the file of client settings could not be removed");
         }
     }
+}
+
+/// As a shell reads it literally.
+fn quoted(value: &str) -> String {
+    format!("'{}'", value.replace('\'', r"'\''"))
 }

@@ -10,6 +10,7 @@ pub(crate) mod keys;
 pub(crate) mod ports;
 mod self_check;
 mod stack;
+mod tls;
 
 use std::{
     net::IpAddr,
@@ -19,23 +20,28 @@ use std::{
 };
 
 use atoll_core::{Error, Result, error::codes};
+use atoll_front::Domain;
 use atoll_network::Cidr;
 use atoll_template::CaBundle;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::terminal;
+use crate::{doctor::names, terminal};
 use data_dir::DataDir;
 use environment::Environment;
 use keys::Keys;
 use ports::{Listeners, Ports};
-use stack::Stack;
+use stack::{Settings, Stack};
 
 /// Stopping takes a moment even with hundreds of sandboxes; longer means something hangs.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 
 /// Signals this close together count as one.
 const SAME_WISH: Duration = Duration::from_secs(1);
+
+/// What a deployment is called unless it is told: a name that leads to this machine everywhere. It
+/// has two parts, because clients refuse a certificate for `*.localhost`.
+pub(crate) const DOMAIN: &str = "sbx.localhost";
 
 /// Options of `atoll up`.
 #[derive(clap::Args)]
@@ -60,9 +66,15 @@ pub(crate) struct Arguments {
     /// Destinations that sandboxes may not reach, beyond private and local ones.
     #[arg(long, value_name = "CIDR")]
     deny_network: Vec<Cidr>,
-    /// Domain of sandbox addresses in answers.
-    #[arg(long, value_name = "DOMAIN[:PORT]", value_parser = domain)]
-    domain: Option<String>,
+    /// Domain of API and sandboxes; its port is the front's unless given.
+    #[arg(long, value_name = "DOMAIN[:PORT]", default_value = DOMAIN)]
+    domain: Domain,
+    /// Certificate for the domain and all names below it, PEM [default: one of a local authority].
+    #[arg(long, value_name = "FILE", requires_all = ["tls_key", "domain"])]
+    tls_cert: Option<PathBuf>,
+    /// Private key of the certificate, PEM.
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
     /// Size of a new disk pool, GiB [default: half of what is free].
     #[arg(long, value_name = "GIB")]
     pool_gib: Option<u64>,
@@ -72,16 +84,6 @@ pub(crate) struct Arguments {
     /// Token for admin endpoints, sent as X-Admin-Token.
     #[arg(long, env = "ATOLL_ADMIN_TOKEN", hide_env_values = true)]
     admin_token: Option<String>,
-}
-
-/// A domain goes into URLs and into a file that shells read: letters, digits, dots and dashes.
-fn domain(text: &str) -> std::result::Result<String, String> {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-:".contains(&byte);
-    if !text.is_empty() && text.bytes().all(plain) {
-        Ok(text.to_ascii_lowercase())
-    } else {
-        Err("expected a domain such as sandboxes.example.com".to_owned())
-    }
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
@@ -94,16 +96,27 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
     let keys = Keys::load(&directory, arguments.fresh_keys)?;
     require_usable_keys(&arguments, &keys)?;
     let listeners = Listeners::bind(arguments.listen, &arguments.ports).await?;
-    let environment = Environment::new(&arguments, &keys);
+    let front_port = listeners.front_port()?;
+    let domain = arguments.domain.clone().or_port(front_port);
+    let (identity, trust) = tls::prepare(&arguments, &directory, &domain)?;
+    let environment = Environment::new(&arguments, &keys, domain, front_port, trust);
     environment.forget(&directory);
 
+    let settings = Settings {
+        arguments: &arguments,
+        directory: &directory,
+        keys: &keys,
+        environment: &environment,
+    };
     let mut stack = Stack::default();
     let outcome = tokio::select! {
         outcome = async {
-            stack.start(&arguments, &directory, &keys, &environment, listeners).await?;
+            stack.start(&settings, identity, listeners).await?;
             let times = self_check::run(&environment).await?;
             environment.write(&directory)?;
-            announce(&directory, &environment, &stack, &times, started.elapsed());
+            let elapsed = started.elapsed();
+            let names = names::resolve(environment.domain.name()).await.is_some();
+            announce(&directory, &environment, &stack, &times, names, elapsed);
             std::future::pending().await
         } => outcome,
         () = stop.wait() => Ok(ExitCode::SUCCESS),
@@ -177,8 +190,15 @@ fn announce(
     environment: &Environment,
     stack: &Stack,
     times: &self_check::Times,
+    names: bool,
     elapsed: Duration,
 ) {
+    let domain = &environment.domain;
+    let names = if names {
+        "resolve on this machine"
+    } else {
+        "do not resolve in all programs here; `atoll doctor` says how to change that"
+    };
     let env_file = display_path(&directory.join(environment::FILE));
     let keys = if environment.development {
         "development keys: published, accepted from this machine only"
@@ -191,6 +211,8 @@ Atoll is ready ({:.1} s).
 
   API            {}
   Sandboxes      {}
+  By name        https://api.{domain}, https://<port>-<id>.{domain}
+                 (names {names})
   Isolation      {}
   Network        the internet, and nothing else: not this host, not private networks
   Keys           {keys}

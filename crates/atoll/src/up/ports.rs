@@ -2,12 +2,16 @@
 //! minutes.
 
 use std::{
-    fs, io,
+    fs, io, iter,
     net::{IpAddr, SocketAddr},
 };
 
 use atoll_core::{Error, Result, error::codes};
 use tokio::net::TcpListener;
+
+/// Where the front listens if nobody says otherwise: where URLs without a port lead, else at the first
+/// of these that is free.
+const FRONT: (u16, std::ops::Range<u16>) = (443, 8443..8543);
 
 /// Port numbers, as E2B's operators know them.
 #[derive(clap::Args, Clone, Debug)]
@@ -15,6 +19,9 @@ pub(crate) struct Ports {
     /// REST API.
     #[arg(long, default_value_t = 3000)]
     pub(crate) api_port: u16,
+    /// Front: API and sandboxes by name, with TLS and without [default: 443, or 8443 and up].
+    #[arg(long)]
+    pub(crate) front_port: Option<u16>,
     /// Client proxy: traffic to sandboxes.
     #[arg(long, default_value_t = 3002)]
     pub(crate) proxy_port: u16,
@@ -31,13 +38,14 @@ pub(crate) struct Ports {
 
 impl Ports {
     fn require_distinct(&self) -> Result<()> {
-        let mut named = [
+        let mut named = vec![
             (self.api_port, "--api-port"),
             (self.proxy_port, "--proxy-port"),
             (self.proxy_health_port, "--proxy-health-port"),
             (self.rpc_port, "--rpc-port"),
             (self.node_proxy_port, "--node-proxy-port"),
         ];
+        named.extend(self.front_port.map(|port| (port, "--front-port")));
         named.sort_unstable();
         let Some(pair) = named.windows(2).find(|pair| pair[0].0 == pair[1].0) else {
             return Ok(());
@@ -55,6 +63,7 @@ pub(crate) struct Listeners {
     pub(crate) proxy_health: TcpListener,
     pub(crate) rpc: TcpListener,
     pub(crate) node_proxy: TcpListener,
+    pub(crate) front: TcpListener,
 }
 
 impl Listeners {
@@ -83,13 +92,40 @@ impl Listeners {
                 "--node-proxy-port",
             )
             .await?,
+            // Last: it takes what the others leave.
+            front: bind_front(address, ports.front_port).await?,
+        })
+    }
+
+    /// The port that the front has.
+    ///
+    /// # Errors
+    /// `INTERNAL` when the system does not say.
+    pub(crate) fn front_port(&self) -> Result<u16> {
+        self.front.local_addr().map(|address| address.port()).map_err(|error| {
+            Error::new(codes::INTERNAL, format!("the front's listener has no address: {error}."))
         })
     }
 }
 
+async fn bind_front(address: IpAddr, port: Option<u16>) -> Result<TcpListener> {
+    const PURPOSE: (&str, &str) = ("the front", "--front-port");
+    if let Some(port) = port {
+        return bind(address, port, PURPOSE.0, PURPOSE.1).await;
+    }
+    for port in iter::once(FRONT.0).chain(FRONT.1) {
+        match listen(SocketAddr::new(address, port)).await {
+            Ok(listener) => return Ok(listener),
+            Err(error) => tracing::debug!(%error, port, "not for the front"),
+        }
+    }
+    // None of them: the last error is as good as any.
+    bind(address, FRONT.1.start, PURPOSE.0, PURPOSE.1).await
+}
+
 async fn bind(address: IpAddr, port: u16, purpose: &str, option: &str) -> Result<TcpListener> {
     let address = SocketAddr::new(address, port);
-    TcpListener::bind(address).await.map_err(|error| match error.kind() {
+    listen(address).await.map_err(|error| match error.kind() {
         io::ErrorKind::AddrInUse => {
             let holder = holder_of(port).map(|name| format!(" by {name}")).unwrap_or_default();
             Error::new(
@@ -101,6 +137,15 @@ async fn bind(address: IpAddr, port: u16, purpose: &str, option: &str) -> Result
         _ => Error::new(codes::BAD_OPTION, format!("cannot listen on {address}: {error}."))
             .with_fix("Give an address of this host with --listen."),
     })
+}
+
+/// Listens, with room for a thousand clients that connect at once: tokio's room is 128, and the
+/// kernel resets some of those that find none.
+async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    const BACKLOG: i32 = 4096;
+    let listener = TcpListener::bind(address).await?;
+    rustix::net::listen(&listener, BACKLOG)?;
+    Ok(listener)
 }
 
 /// The process that listens on a TCP port, as `name (pid N)`.
@@ -147,6 +192,7 @@ mod tests {
     async fn one_port_for_two_services_is_refused() {
         let ports = Ports {
             api_port: 3000,
+            front_port: None,
             proxy_port: 3002,
             proxy_health_port: 3000,
             rpc_port: 5008,
@@ -155,6 +201,19 @@ mod tests {
         let error = Listeners::bind([127, 0, 0, 1].into(), &ports).await.err().unwrap();
         assert_eq!(error.code, codes::BAD_OPTION);
         assert!(error.message.contains("--api-port and --proxy-health-port"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_front_port_that_was_asked_for_is_that_or_none() {
+        let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let error = bind_front([127, 0, 0, 1].into(), Some(port)).await.unwrap_err();
+        assert_eq!(error.code, codes::PORT_IN_USE);
+        let (first, second) = (
+            bind_front([127, 0, 0, 1].into(), None).await.unwrap(),
+            bind_front([127, 0, 0, 1].into(), None).await.unwrap(),
+        );
+        assert_ne!(first.local_addr().unwrap(), second.local_addr().unwrap());
     }
 
     #[tokio::test]

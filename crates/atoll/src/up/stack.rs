@@ -7,12 +7,15 @@
 //!          │             ├─ orchestrator ─┬─ node RPC, node proxy
 //! network ─┴─ isolation ─┘                ├─ API ── database, catalogue
 //!                                         └─ client proxy
+//!
+//! front: over the API and the client proxy
 //! ```
 
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use atoll_core::{Error, Result, SandboxId, error::codes};
+use atoll_front::Identity;
 use atoll_isolation::{
     Driver,
     container::{self, Container},
@@ -39,6 +42,14 @@ const MAX_PROCESSES: u32 = 8192;
 /// How long answers under way may take when stopping; streams to sandboxes are cut.
 const GRACE: Duration = Duration::from_secs(1);
 
+/// What a deployment is.
+pub(crate) struct Settings<'a> {
+    pub(crate) arguments: &'a Arguments,
+    pub(crate) directory: &'a DataDir,
+    pub(crate) keys: &'a Keys,
+    pub(crate) environment: &'a Environment,
+}
+
 /// Running services. Fields are filled in as things start, so that whatever has started can be
 /// stopped when something after it fails.
 #[derive(Default)]
@@ -55,6 +66,7 @@ pub(crate) struct Stack {
     node_proxy: Option<atoll_proxy::node::Service>,
     client_proxy: Option<atoll_proxy::client::Service>,
     api: Option<atoll_api::Service>,
+    front: Option<atoll_front::Service>,
 }
 
 /// A service whose start changes the host: mounts, rules. It starts in a task, because such a change
@@ -111,12 +123,11 @@ impl Stack {
     /// Those of the services; what had started is left for [`shutdown`](Self::shutdown).
     pub(crate) async fn start(
         &mut self,
-        arguments: &Arguments,
-        directory: &DataDir,
-        keys: &Keys,
-        environment: &Environment,
+        settings: &Settings<'_>,
+        identity: Identity,
         listeners: Listeners,
     ) -> Result<()> {
+        let Settings { arguments, directory, keys, .. } = *settings;
         let launcher = self.launcher.insert(Launcher::install(&directory.join("bin"))?).path();
         let claim = self.claim.insert(Claim::take(directory.instance())?);
 
@@ -182,18 +193,18 @@ impl Stack {
             driver,
         );
         let node = self.orchestrator.insert(orchestrator).handle();
-        self.serve(arguments, directory, environment, listeners, node, database).await
+        self.serve(settings, identity, listeners, node, database).await
     }
 
     async fn serve(
         &mut self,
-        arguments: &Arguments,
-        directory: &DataDir,
-        environment: &Environment,
+        settings: &Settings<'_>,
+        identity: Identity,
         listeners: Listeners,
         node: atoll_orchestrator::Handle,
         database: Arc<SqliteDatabase>,
     ) -> Result<()> {
+        let Settings { arguments, directory, environment, .. } = *settings;
         let token = directory.secret("node-token")?;
         let options = rpc::Options { listener: listeners.rpc, token: token.clone() };
         self.rpc = Some(rpc::Service::start(options, node.clone())?);
@@ -209,7 +220,7 @@ impl Stack {
             directory: Arc::new(OneNode(node.clone())),
             grace: GRACE,
         };
-        self.client_proxy = Some(atoll_proxy::client::Service::start(
+        let proxy = self.client_proxy.insert(atoll_proxy::client::Service::start(
             options,
             listeners.proxy,
             listeners.proxy_health,
@@ -217,10 +228,18 @@ impl Stack {
 
         let mut options = atoll_api::Options::new(listeners.api, directory.secret("seed")?);
         options.admin_token.clone_from(&arguments.admin_token);
-        options.domain = Some(environment.domain.clone());
+        options.domain = Some(environment.domain.to_string());
         let catalogue = Arc::new(MemoryCatalogue::default());
-        self.api =
-            Some(atoll_api::Service::start(options, database, catalogue, Arc::new(node)).await?);
+        let api = atoll_api::Service::start(options, database, catalogue, Arc::new(node)).await?;
+        let api = self.api.insert(api);
+
+        self.front = Some(atoll_front::Service::start(atoll_front::Options {
+            listener: listeners.front,
+            identity,
+            api: api.handle().router(),
+            edge: proxy.edge(),
+            grace: GRACE,
+        })?);
         Ok(())
     }
 
@@ -238,6 +257,9 @@ impl Stack {
 
     /// Stops everything that has started, the newest first; sandboxes end.
     pub(crate) async fn shutdown(&mut self) {
+        if let Some(front) = self.front.take() {
+            front.shutdown().await;
+        }
         if let Some(api) = self.api.take() {
             api.shutdown().await;
         }

@@ -125,6 +125,7 @@ fn bad_gzip(error: std::io::Error) -> RestError {
 mod tests {
     use super::*;
 
+    // Rules: PUT-21, TRAP-44
     #[tokio::test]
     async fn a_client_that_stalls_is_cut_off() {
         let body = Body::from_stream(
@@ -137,6 +138,7 @@ mod tests {
         assert_eq!(body.next().await.unwrap_err().status, StatusCode::REQUEST_TIMEOUT);
     }
 
+    // Rules: PUT-2
     #[tokio::test]
     async fn an_unknown_coding_is_refused() {
         let headers = HeaderMap::from_iter([(

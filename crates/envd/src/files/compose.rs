@@ -62,7 +62,8 @@ pub async fn compose(
             path.display()
         )));
     }
-    join(sources, destination.clone(), user).await?;
+    join(sources, destination.clone(), user.clone()).await?;
+    super::log_event("file_compose", "File composed of parts", &destination, &user);
     Ok(Json(WrittenFile::new(&destination, Metadata::new())))
 }
 

@@ -159,6 +159,7 @@ mod tests {
         answer(&[(header::RANGE, value)], size)
     }
 
+    // Rules: GET-11, GET-12
     #[test]
     #[expect(clippy::single_range_in_vec_init, reason = "a list of one range is meant")]
     fn ranges_are_cut_to_the_file() {
@@ -175,6 +176,7 @@ mod tests {
         }
     }
 
+    // Rules: GET-13
     #[test]
     fn ranges_that_make_no_sense_are_unsatisfiable() {
         for value in [
@@ -199,6 +201,7 @@ mod tests {
         assert_eq!(ranged(&many, 1000), Answer::Whole);
     }
 
+    // Rules: GET-14
     #[test]
     fn dates_decide() {
         use header::{IF_MODIFIED_SINCE, IF_UNMODIFIED_SINCE};
@@ -210,6 +213,7 @@ mod tests {
         assert_eq!(answer(&[(IF_UNMODIFIED_SINCE, MODIFIED)], 10), Answer::Whole);
     }
 
+    // Rules: GET-14
     #[test]
     fn tags_hold_only_by_a_star() {
         use header::{IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH};
@@ -220,6 +224,7 @@ mod tests {
         assert_eq!(answer(&both, 10), Answer::Whole, "the tag makes the date void");
     }
 
+    // Rules: GET-14
     #[test]
     #[expect(clippy::single_range_in_vec_init, reason = "a list of one range is meant")]
     fn a_range_of_another_file_is_the_whole_file() {

@@ -120,6 +120,7 @@ fn is_binary(byte: u8) -> bool {
 mod tests {
     use super::*;
 
+    // Rules: GET-10
     #[test]
     fn names_tell_the_type() {
         assert_eq!(by_name("a.txt"), Some("text/plain; charset=utf-8"));
@@ -128,6 +129,7 @@ mod tests {
         assert_eq!(by_name("a.unheard-of"), None);
     }
 
+    // Rules: GET-10
     #[test]
     fn content_tells_the_type() {
         for (start, expected) in [

@@ -128,6 +128,7 @@ mod tests {
         part.filename
     }
 
+    // Rules: PUT-4, PUT-27
     #[test]
     fn file_names_are_kept_as_sent() {
         for (sent, expected) in [
@@ -159,6 +160,7 @@ mod tests {
         assert_eq!(form_part(b""), None);
     }
 
+    // Rules: GET-7
     #[test]
     fn downloads_name_the_file_in_the_simplest_way() {
         assert_eq!(inline("a.txt"), "inline; filename=a.txt");

@@ -47,9 +47,11 @@ pub async fn download(
     let path = super::resolve(&guest, &query.path, &user)?;
 
     let name = paths::base_name(&path.to_string_lossy()).to_owned();
-    let found = disk::blocking(move || Found::open(&path))
+    let opened = path.clone();
+    let found = disk::blocking(move || Found::open(&opened))
         .await
         .map_err(|error| RestError::internal(format!("error opening file: {error}")))??;
+    super::log_event("file_read", "File opened for reading", &path, &user);
     let coding = encoding::negotiate(&headers, conditional::is_conditional(&headers))
         .map_err(|error| RestError::new(StatusCode::NOT_ACCEPTABLE, error.to_string()))?;
 
@@ -290,12 +292,16 @@ fn compressed(reader: impl Read + Send + 'static) -> Body {
     })
 }
 
-/// A body of the pieces that `next` gives, each asked for on a blocking thread, when there is room
-/// for it.
-fn body(next: impl FnMut() -> io::Result<Option<Bytes>> + Send + 'static) -> Body {
-    Body::from_stream(futures::stream::try_unfold(next, |mut next| async move {
-        let (piece, next) = disk::blocking(move || (next(), next)).await?;
-        Ok::<_, io::Error>(piece?.map(|piece| (piece, next)))
+/// A body of the pieces that `next` gives, each made on a blocking thread: one is made while the one
+/// before it is sent.
+fn body<F>(next: F) -> Body
+where
+    F: FnMut() -> io::Result<Option<Bytes>> + Send + 'static,
+{
+    let make = |mut next: F| tokio::task::spawn_blocking(move || (next(), next));
+    Body::from_stream(futures::stream::try_unfold(make(next), move |making| async move {
+        let (piece, next) = making.await.map_err(io::Error::other)?;
+        Ok::<_, io::Error>(piece?.map(|piece| (piece, make(next))))
     }))
 }
 

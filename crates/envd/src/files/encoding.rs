@@ -151,6 +151,7 @@ mod tests {
         negotiate(&HeaderMap::from_iter([(header::ACCEPT_ENCODING, value)]), plain)
     }
 
+    // Rules: GET-6, GET-9
     #[test]
     fn the_clients_favourite_wins() {
         use Coding::{Gzip, Identity};
@@ -178,6 +179,7 @@ mod tests {
         assert_eq!(negotiate(&HeaderMap::new(), false), Ok(Identity));
     }
 
+    // Rules: GET-8
     #[test]
     fn only_identity_will_do_for_ranges() {
         assert_eq!(choose("gzip, deflate", true), Ok(Coding::Identity));

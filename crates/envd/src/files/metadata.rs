@@ -148,6 +148,7 @@ mod tests {
         headers
     }
 
+    // Rules: PUT-10, TRAP-30
     #[test]
     fn keys_are_lower_case_and_the_first_value_counts() {
         let headers = headers(&[
@@ -162,6 +163,7 @@ mod tests {
         assert_eq!(from_headers(&headers), Ok(expected));
     }
 
+    // Rules: PUT-11, TRAP-30
     #[test]
     fn what_does_not_fit_is_refused() {
         let bad = |name: &str, value: &[u8]| from_headers(&headers(&[(name, value)])).unwrap_err();
@@ -178,6 +180,7 @@ mod tests {
         assert_eq!(bad("x-metadata-a", &too_much), MetadataError::TooMuch);
     }
 
+    // Rules: PUT-12
     #[test]
     fn replacing_leaves_nothing_of_the_old_set() {
         let dir = tempfile::tempdir().unwrap();

@@ -13,7 +13,7 @@
 //! Files are read and written as root. The selected user decides where relative paths start and
 //! who owns what is created. Bodies are streamed: no request holds more than a few chunks.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -25,6 +25,7 @@ use serde::Deserialize;
 
 use crate::auth::{ACCESS_TOKEN_HEADER, rest_error};
 use crate::guest::Guest;
+use crate::log;
 use crate::paths;
 use crate::signature::{self, Claim, Operation};
 use crate::users::{self, User};
@@ -134,6 +135,15 @@ fn select_user(guest: &Guest, username: &str) -> Result<User, RestError> {
         )),
         Err(error) => Err(RestError::internal(format!("error looking up user '{name}': {error}"))),
     }
+}
+
+/// Says in envd's log what was done with which file.
+fn log_event(event: &str, message: &str, path: &Path, user: &User) {
+    log::info("files", message)
+        .text("event_type", event)
+        .text("path", &path.to_string_lossy())
+        .text("user", &user.name)
+        .send();
 }
 
 /// The path of the sandbox that a client's path means.

@@ -194,6 +194,7 @@ impl Upload<'_> {
 
     async fn finish(&mut self, sink: FileSink, path: PathBuf) -> Result<(), RestError> {
         sink.finish(self.metadata.clone()).await?;
+        super::log_event("file_write", "File written", &path, &self.user);
         self.written.push(WrittenFile::new(&path, self.metadata.clone()));
         self.taken.insert(path);
         Ok(())

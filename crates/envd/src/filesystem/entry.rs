@@ -118,6 +118,7 @@ mod tests {
         entry(path).permissions
     }
 
+    // Rules: STAT-3, STAT-8
     #[test]
     fn permissions_are_spelt_as_clients_know_them() {
         let dir = tempfile::tempdir().unwrap();
@@ -132,6 +133,7 @@ mod tests {
         assert_eq!(entry(Path::new("/dev/null")).r#type, FileType::FILE_TYPE_UNSPECIFIED);
     }
 
+    // Rules: STAT-5, STAT-6, STAT-10, TRAP-28
     #[test]
     fn a_link_is_what_it_leads_to() {
         let dir = tempfile::tempdir().unwrap();
@@ -152,6 +154,7 @@ mod tests {
         assert_eq!(entry(&file).symlink_target, None);
     }
 
+    // Rules: STAT-6, STAT-7, TRAP-28
     #[test]
     fn a_link_to_nowhere_is_its_own_target() {
         let dir = tempfile::tempdir().unwrap();

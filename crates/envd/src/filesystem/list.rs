@@ -90,11 +90,14 @@ fn open(dir: &Path) -> io::Result<(PathBuf, IntoIter<OsString>)> {
     Ok((dir.to_owned(), names.into_iter()))
 }
 
-/// Whether something has vanished, which processes do with an error of their own, or is in a part
+/// Whether something has vanished, which processes do with errors of their own, or is in a part
 /// of `/proc` or `/sys` that the sandbox does not see.
 fn is_out_of_reach(error: &io::Error) -> bool {
     disk::is_missing(error)
-        || matches!(disk::errno(error), Some(Errno::SRCH | Errno::ACCESS | Errno::PERM))
+        || matches!(
+            disk::errno(error),
+            Some(Errno::SRCH | Errno::INVAL | Errno::ACCESS | Errno::PERM)
+        )
 }
 
 fn failure(path: &Path, error: &io::Error) -> ConnectError {
@@ -119,6 +122,7 @@ mod tests {
             .collect()
     }
 
+    // Rules: LIST-1, LIST-3, LIST-4, LIST-5, TRAP-29
     #[test]
     fn the_walk_goes_depth_first_in_the_order_of_bytes() {
         let dir = tempfile::tempdir().unwrap();
@@ -143,6 +147,7 @@ mod tests {
         );
     }
 
+    // Rules: LIST-2
     #[test]
     fn a_link_as_root_keeps_its_name() {
         let dir = tempfile::tempdir().unwrap();
@@ -152,6 +157,7 @@ mod tests {
         assert_eq!(names(&dir.path().join("link"), 1), ["file"]);
     }
 
+    // Rules: LIST-7, LIST-8, LIST-9
     #[test]
     fn what_cannot_be_listed_says_why() {
         let dir = tempfile::tempdir().unwrap();

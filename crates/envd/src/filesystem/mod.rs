@@ -22,7 +22,7 @@ use connectrpc::{
 use crate::guest::Guest;
 use crate::process::feed::FeedOptions;
 use crate::users::User;
-use crate::{auth, disk, paths};
+use crate::{auth, disk, legacy, paths};
 
 pub mod entry;
 pub mod feed;
@@ -114,6 +114,12 @@ fn is_network(file_system: i128) -> bool {
     NETWORK_FILE_SYSTEMS.iter().any(|magic| file_system & 0xffff_ffff == i128::from(*magic))
 }
 
+/// What a client asked to see; one of the first generation knows no entries in events.
+fn watch_options(ctx: &RequestContext, recursive: bool, include_entry: bool) -> WatchOptions {
+    let include_entry = include_entry && !legacy::is_legacy(ctx.headers());
+    WatchOptions { recursive, include_entry }
+}
+
 /// Runs `work` where it may block.
 async fn run<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ConnectError> + Send + 'static,
@@ -138,7 +144,8 @@ impl wire::Filesystem for FilesystemService {
         request: ServiceRequest<'_, wire::StatRequest>,
     ) -> ServiceResult<wire::StatResponse> {
         let (_, path) = self.resolve(&ctx, request.path)?;
-        let entry = run(move || ops::stat(&path)).await?.into();
+        let entry = run(move || ops::stat(&path)).await?;
+        let entry = legacy::entry(ctx.headers(), entry).into();
         Response::ok(wire::StatResponse { entry, ..Default::default() })
     }
 
@@ -148,7 +155,8 @@ impl wire::Filesystem for FilesystemService {
         request: ServiceRequest<'_, wire::MakeDirRequest>,
     ) -> ServiceResult<wire::MakeDirResponse> {
         let (user, path) = self.resolve(&ctx, request.path)?;
-        let entry = run(move || ops::make_dir(&path, &user)).await?.into();
+        let entry = run(move || ops::make_dir(&path, &user)).await?;
+        let entry = legacy::entry(ctx.headers(), entry).into();
         Response::ok(wire::MakeDirResponse { entry, ..Default::default() })
     }
 
@@ -159,7 +167,8 @@ impl wire::Filesystem for FilesystemService {
     ) -> ServiceResult<wire::MoveResponse> {
         let (user, source) = self.resolve(&ctx, request.source)?;
         let destination = self.resolve_for(&user, request.destination)?;
-        let entry = run(move || ops::rename(&source, &destination, &user)).await?.into();
+        let entry = run(move || ops::rename(&source, &destination, &user)).await?;
+        let entry = legacy::entry(ctx.headers(), entry).into();
         Response::ok(wire::MoveResponse { entry, ..Default::default() })
     }
 
@@ -173,6 +182,8 @@ impl wire::Filesystem for FilesystemService {
         let abandoned = Arc::new(AtomicBool::new(false));
         let _guard = AbandonOnDrop(Arc::clone(&abandoned));
         let entries = run(move || list::list(&path, depth, &abandoned)).await?;
+        let entries =
+            entries.into_iter().map(|entry| legacy::entry(ctx.headers(), entry)).collect();
         Response::ok(wire::ListDirResponse { entries, ..Default::default() })
     }
 
@@ -191,9 +202,8 @@ impl wire::Filesystem for FilesystemService {
         ctx: RequestContext,
         request: ServiceRequest<'_, wire::WatchDirRequest>,
     ) -> ServiceResult<ServiceStream<wire::WatchDirResponse>> {
-        let feed_options = FeedOptions::from_context(&ctx)?;
-        let options =
-            WatchOptions { recursive: request.recursive, include_entry: request.include_entry };
+        let feed_options = FeedOptions::from_context(&ctx);
+        let options = watch_options(&ctx, request.recursive, request.include_entry);
         let watch =
             self.start_watch(&ctx, request.path, options, request.allow_network_mounts).await?;
         let stream = feed::feed(watch, feed_options)?;
@@ -205,8 +215,7 @@ impl wire::Filesystem for FilesystemService {
         ctx: RequestContext,
         request: ServiceRequest<'_, wire::CreateWatcherRequest>,
     ) -> ServiceResult<wire::CreateWatcherResponse> {
-        let options =
-            WatchOptions { recursive: request.recursive, include_entry: request.include_entry };
+        let options = watch_options(&ctx, request.recursive, request.include_entry);
         let watch =
             self.start_watch(&ctx, request.path, options, request.allow_network_mounts).await?;
         let watcher_id = self.pollers.add(watch)?;
@@ -236,6 +245,7 @@ impl wire::Filesystem for FilesystemService {
 mod tests {
     use super::*;
 
+    // Rules: WATCH-3
     #[test]
     fn network_file_systems_are_told_by_their_number() {
         assert!(is_network(0x6969));

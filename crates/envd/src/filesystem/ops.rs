@@ -1,7 +1,9 @@
 //! Single steps on the file system: look, make, move, remove. All of them block.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use atoll_wire::rpc::filesystem::EntryInfo;
@@ -58,19 +60,21 @@ pub fn make_dir(path: &Path, owner: &User) -> Result<EntryInfo, ConnectError> {
 /// # Errors
 /// `not_found` for the source; `internal`, above all when the two lie on different file systems.
 pub fn rename(source: &Path, destination: &Path, owner: &User) -> Result<EntryInfo, ConnectError> {
-    let failed = |error: io::Error| {
-        if disk::is_missing(&error) {
-            ConnectError::not_found(format!("source file not found: {}", source.display()))
-        } else {
-            failure("error renaming", source, &error)
-        }
-    };
-    fs::symlink_metadata(source).map_err(failed)?;
+    let missing =
+        || ConnectError::not_found(format!("source file not found: {}", source.display()));
+    let failed = |error: io::Error| failure("error renaming", source, &error);
+    fs::symlink_metadata(source)
+        .map_err(|error| if disk::is_missing(&error) { missing() } else { failed(error) })?;
     if let Some(parent) = destination.parent() {
         disk::create_dirs(parent, owner)
             .map_err(|error| failure("error creating directory", parent, &error))?;
     }
-    fs::rename(source, destination).map_err(failed)?;
+    // The source may have gone by now. "Not a directory", which says so elsewhere, is about the
+    // destination here.
+    fs::rename(source, destination).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => missing(),
+        _ => failed(error),
+    })?;
     stat(destination)
 }
 
@@ -78,8 +82,9 @@ pub fn rename(source: &Path, destination: &Path, owner: &User) -> Result<EntryIn
 /// there is nothing is success.
 ///
 /// # Errors
-/// `internal`, with what the system says.
+/// `invalid_argument` for a path that ends in `.` or `..`; `internal`, with what the system says.
 pub fn remove(path: &Path) -> Result<(), ConnectError> {
+    let path = removable(path)?;
     let removed = match fs::symlink_metadata(path) {
         Ok(found) if found.is_dir() => fs::remove_dir_all(path),
         Ok(_) => fs::remove_file(path),
@@ -89,6 +94,20 @@ pub fn remove(path: &Path) -> Result<(), ConnectError> {
         Err(error) if !disk::is_missing(&error) => Err(failure("error removing", path, &error)),
         _ => Ok(()),
     }
+}
+
+/// The path without slashes at its end, with which the system would follow a link, and empty what
+/// it leads to.
+fn removable(path: &Path) -> Result<&Path, ConnectError> {
+    let bytes = path.as_os_str().as_bytes();
+    let length = bytes.iter().rposition(|byte| *byte != b'/').map_or(bytes.len(), |last| last + 1);
+    let bytes = &bytes[..length];
+    if bytes.ends_with(b"/.") || bytes.ends_with(b"/..") {
+        // It names a directory by way of another, so its own name cannot be taken away.
+        let message = format!("cannot remove a path that ends in a dot: {}", path.display());
+        return Err(ConnectError::invalid_argument(message));
+    }
+    Ok(Path::new(OsStr::from_bytes(bytes)))
 }
 
 fn failure(what: &str, path: &Path, error: &io::Error) -> ConnectError {
@@ -113,6 +132,7 @@ mod tests {
         users::lookup("daemon").unwrap().unwrap()
     }
 
+    // Rules: DIR-1, DIR-2, DIR-3
     #[test]
     fn a_directory_is_made_once() {
         let dir = tempfile::tempdir().unwrap();
@@ -129,6 +149,7 @@ mod tests {
         assert_eq!(file.code, ErrorCode::InvalidArgument);
     }
 
+    // Rules: DIR-4, DIR-5, DIR-7
     #[test]
     fn moving_replaces_files_and_makes_parents() {
         let dir = tempfile::tempdir().unwrap();
@@ -146,16 +167,21 @@ mod tests {
         assert!(!path("p").exists(), "a move that cannot be made leaves no directories");
     }
 
+    // Rules: DIR-6
     #[test]
-    fn moving_onto_a_full_directory_fails() {
+    fn moving_a_directory_onto_what_is_in_the_way_fails() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("full/sub")).unwrap();
         fs::create_dir(dir.path().join("other")).unwrap();
-        let error =
-            rename(&dir.path().join("other"), &dir.path().join("full"), &daemon()).unwrap_err();
-        assert_eq!(error.code, ErrorCode::Internal);
+        fs::write(dir.path().join("file"), "").unwrap();
+        for destination in ["full", "file"] {
+            let destination = dir.path().join(destination);
+            let error = rename(&dir.path().join("other"), &destination, &daemon()).unwrap_err();
+            assert_eq!(error.code, ErrorCode::Internal);
+        }
     }
 
+    // Rules: DIR-9, DIR-10
     #[test]
     fn removing_spares_what_links_lead_to() {
         let dir = tempfile::tempdir().unwrap();
@@ -165,14 +191,21 @@ mod tests {
         fs::write(path("kept/file"), "").unwrap();
         symlink(path("kept"), path("tree/sub/link")).unwrap();
         symlink("kept", path("link")).unwrap();
-        for name in ["tree", "link", "missing", "kept/file/below"] {
+        symlink("kept", path("other")).unwrap();
+        for name in ["tree", "link", "other//", "missing", "kept/file/below"] {
             remove(&path(name)).unwrap();
             remove(&path(name)).unwrap();
         }
+        for name in ["kept/.", "kept/../", "link/.."] {
+            let error = remove(&path(name)).unwrap_err();
+            assert_eq!(error.code, ErrorCode::InvalidArgument, "{name}");
+        }
+        assert!(path("other").symlink_metadata().is_err());
         assert!(!path("tree").exists() && path("link").symlink_metadata().is_err());
         assert!(path("kept/file").exists());
     }
 
+    // Rules: STAT-2
     #[test]
     fn below_a_file_there_is_nothing() {
         let dir = tempfile::tempdir().unwrap();

@@ -158,6 +158,7 @@ mod tests {
         Watch::start(dir.path().to_owned(), options).unwrap()
     }
 
+    // Rules: WATCH-13, WATCH-14
     #[tokio::test]
     async fn a_poll_sees_what_was_over_before() {
         let dir = tempfile::tempdir().unwrap();
@@ -188,6 +189,7 @@ mod tests {
         assert_eq!(pollers.poll(&id).await.unwrap()[0].name, "new");
     }
 
+    // Rules: WATCH-12, WATCH-15
     #[tokio::test]
     async fn a_watcher_that_has_lost_events_says_so() {
         let dir = tempfile::tempdir().unwrap();
@@ -203,6 +205,7 @@ mod tests {
         pollers.remove(&id).unwrap();
     }
 
+    // Rules: WATCH-20
     #[tokio::test]
     async fn watchers_are_limited() {
         let dir = tempfile::tempdir().unwrap();

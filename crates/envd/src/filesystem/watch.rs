@@ -370,6 +370,7 @@ mod tests {
         }
     }
 
+    // Rules: WATCH-6, WATCH-7, WATCH-9
     #[test]
     fn a_flat_watch_sees_its_own_directory_alone() {
         let mut fixture = Fixture::new(false);
@@ -384,6 +385,7 @@ mod tests {
         assert_eq!(fixture.events(), [""; 0]);
     }
 
+    // Rules: WATCH-8, WATCH-10
     #[test]
     fn a_recursive_watch_sees_directories_below() {
         let mut fixture = Fixture::new(true);
@@ -397,6 +399,7 @@ mod tests {
         assert_eq!(fixture.events(), ["REMOVE sub/new/file", "REMOVE sub/new"]);
     }
 
+    // Rules: WATCH-10
     #[test]
     fn what_came_with_a_new_directory_is_reported_once() {
         let mut fixture = Fixture::new(true);
@@ -415,6 +418,7 @@ mod tests {
         assert_eq!(fixture.events(), ["REMOVE new/empty", "CREATE new/empty"]);
     }
 
+    // Rules: WATCH-9, WATCH-10, TRAP-37
     #[test]
     fn a_directory_that_moves_takes_its_watches_along() {
         let mut fixture = Fixture::new(true);
@@ -428,6 +432,7 @@ mod tests {
         );
     }
 
+    // Rules: WATCH-10
     #[test]
     fn a_directory_that_leaves_is_watched_no_more() {
         let mut fixture = Fixture::new(true);
@@ -444,6 +449,7 @@ mod tests {
         assert_eq!(fixture.events(), ["WRITE back/file"]);
     }
 
+    // Rules: WATCH-8, WATCH-18
     #[test]
     fn the_directory_itself_is_a_dot() {
         use std::os::unix::fs::PermissionsExt;
@@ -456,6 +462,7 @@ mod tests {
         assert_eq!(fixture.events(), ["REMOVE sub", "REMOVE ."]);
     }
 
+    // Rules: WATCH-12, TRAP-39
     #[test]
     fn lost_events_are_an_error() {
         let mut fixture = Fixture::new(false);

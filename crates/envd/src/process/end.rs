@@ -45,6 +45,7 @@ fn signal_name(number: i32) -> String {
 mod tests {
     use super::*;
 
+    // Rules: PROC-35
     #[test]
     fn success_is_not_an_error() {
         let end = end_event(Exit::Code(0));
@@ -52,6 +53,7 @@ mod tests {
         assert_eq!(end.error, None);
     }
 
+    // Rules: PROC-36
     #[test]
     fn a_failure_says_its_code_twice() {
         let end = end_event(Exit::Code(3));
@@ -59,6 +61,7 @@ mod tests {
         assert_eq!(end.error.as_deref(), Some("exit status 3"));
     }
 
+    // Rules: PROC-37, PROC-38
     #[test]
     fn signals_have_the_names_clients_know() {
         let end = |number, core_dumped| end_event(Exit::Signal { number, core_dumped });

@@ -23,10 +23,6 @@ use super::{
 /// Silence after which a sign of life is sent, unless the client asks for another interval.
 const DEFAULT_KEEPALIVE: Duration = Duration::from_secs(90);
 const KEEPALIVE_HEADER: &str = "keepalive-ping-interval";
-const TIMEOUT_HEADER: &str = "connect-timeout-ms";
-
-/// The longest timeout that the protocol can express, in digits.
-const MAX_TIMEOUT_DIGITS: usize = 10;
 
 /// What a client asked of a stream in its headers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,30 +34,15 @@ pub struct FeedOptions {
 }
 
 impl FeedOptions {
-    /// Reads `Connect-Timeout-Ms` (absent or 0 for none) and `Keepalive-Ping-Interval` (seconds).
-    ///
-    /// # Errors
-    /// `invalid_argument` when the timeout is not a number.
-    pub fn from_context(ctx: &RequestContext) -> Result<Self, ConnectError> {
-        let header = |name| ctx.header(name).map(|value| value.to_str().unwrap_or_default());
-        let timeout = header(TIMEOUT_HEADER).map(parse_timeout).transpose()?.flatten();
-        let keepalive = header(KEEPALIVE_HEADER).and_then(|seconds| seconds.parse::<u32>().ok());
+    /// The deadline as the protocol of the call has it, and `Keepalive-Ping-Interval` (seconds).
+    pub fn from_context(ctx: &RequestContext) -> Self {
+        let keepalive = ctx.header(KEEPALIVE_HEADER).and_then(|value| value.to_str().ok());
+        let keepalive = keepalive.and_then(|seconds| seconds.parse::<u32>().ok());
         let keepalive = keepalive.filter(|seconds| *seconds > 0);
-        Ok(Self {
-            deadline: timeout.map(|timeout| Instant::now() + timeout),
+        Self {
+            deadline: ctx.deadline().map(Instant::from_std),
             keepalive: keepalive.map_or(DEFAULT_KEEPALIVE, |s| Duration::from_secs(s.into())),
-        })
-    }
-}
-
-fn parse_timeout(value: &str) -> Result<Option<Duration>, ConnectError> {
-    let digits = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit());
-    match value.parse::<u64>() {
-        Ok(0) if digits => Ok(None),
-        Ok(millis) if digits && value.len() <= MAX_TIMEOUT_DIGITS => {
-            Ok(Some(Duration::from_millis(millis)))
         }
-        _ => Err(ConnectError::invalid_argument(format!("invalid {TIMEOUT_HEADER}: '{value}'"))),
     }
 }
 
@@ -121,7 +102,7 @@ impl Feed {
             biased;
             () = time_is_up => {
                 self.phase = Phase::Over;
-                Err(ConnectError::deadline_exceeded("the command exceeded its timeout"))
+                Err(too_late())
             }
             chunk = self.output.recv() => Ok(match chunk {
                 Some(chunk) => data_event(chunk).into(),
@@ -140,6 +121,11 @@ impl Feed {
     }
 }
 
+/// What a client is told whose time is up.
+pub fn too_late() -> ConnectError {
+    ConnectError::deadline_exceeded("the command exceeded its timeout")
+}
+
 fn data_event(chunk: Chunk) -> DataEvent {
     let data = chunk.data.into();
     let output = match chunk.stream {
@@ -152,36 +138,53 @@ fn data_event(chunk: Chunk) -> DataEvent {
 
 #[cfg(test)]
 mod tests {
+    use futures::StreamExt;
     use http::HeaderMap;
+    use tokio::sync::mpsc;
 
-    use super::*;
+    use super::{super::tests::named, *};
 
-    fn options(headers: &[(&'static str, &str)]) -> Result<FeedOptions, ConnectError> {
+    fn options(headers: &[(&'static str, &str)]) -> FeedOptions {
         let headers =
             headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()));
         FeedOptions::from_context(&RequestContext::new(HeaderMap::from_iter(headers)))
     }
 
+    // Rules: STREAM-9
     #[test]
-    fn no_timeout_and_zero_mean_forever() {
-        assert_eq!(options(&[]).unwrap().deadline, None);
-        assert_eq!(options(&[(TIMEOUT_HEADER, "0")]).unwrap().deadline, None);
-        assert!(options(&[(TIMEOUT_HEADER, "60000")]).unwrap().deadline.is_some());
-    }
-
-    #[test]
-    fn a_timeout_that_is_no_number_is_refused() {
-        for bad in ["", "1s", "-1", "+5", "1.5", "99999999999"] {
-            assert!(options(&[(TIMEOUT_HEADER, bad)]).is_err(), "{bad}");
+    fn a_useless_keepalive_is_replaced() {
+        let keepalive = |value| options(&[(KEEPALIVE_HEADER, value)]).keepalive;
+        assert_eq!(keepalive("50"), Duration::from_secs(50));
+        for bad in ["0", "-1", "1.5", "99999999999", "soon", ""] {
+            assert_eq!(keepalive(bad), DEFAULT_KEEPALIVE, "{bad}");
         }
     }
 
-    #[test]
-    fn a_useless_keepalive_is_replaced() {
-        let keepalive = |value| options(&[(KEEPALIVE_HEADER, value)]).unwrap().keepalive;
-        assert_eq!(keepalive("50"), Duration::from_secs(50));
-        for bad in ["0", "-1", "soon", ""] {
-            assert_eq!(keepalive(bad), DEFAULT_KEEPALIVE, "{bad}");
+    // Rules: STREAM-7, STREAM-8
+    #[tokio::test(start_paused = true)]
+    async fn keepalives_come_after_silence_only() {
+        let options = FeedOptions { deadline: None, keepalive: Duration::from_secs(50) };
+        let (sender, output) = mpsc::channel(1);
+        let mut events = Box::pin(feed(named(7, None), output, options));
+        let mut next = async || {
+            let event = events.next().await.unwrap().unwrap().event.unwrap();
+            (matches!(event, Event::Keepalive(_)), Instant::now())
+        };
+        assert!(!next().await.0);
+        let begin = Instant::now();
+        tokio::spawn(async move {
+            for _ in 0..3 {
+                sleep(Duration::from_secs(49)).await;
+                let chunk = Chunk { stream: Stream::Stdout, data: "x".into() };
+                sender.send(chunk).await.unwrap();
+            }
+            sender.closed().await;
+        });
+        let after = |seconds| begin + Duration::from_secs(seconds);
+        for (is_keepalive, when) in
+            [(false, 49), (false, 98), (false, 147), (true, 197), (true, 247)]
+        {
+            assert_eq!(next().await, (is_keepalive, after(when)));
         }
     }
 }

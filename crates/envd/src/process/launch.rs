@@ -28,7 +28,8 @@ use super::{
     Live, Process,
     input::Input,
     output::{Fanout, Stream, watch},
-    spawn::{self, Command, Credentials, DEFAULT_PATH, SetupError, Stdio},
+    spawn::{self, Command, Credentials, DEFAULT_PATH, Descriptors, SetupError, Stdio},
+    spawner::Spawner,
 };
 use crate::{
     guest::Guest,
@@ -39,6 +40,9 @@ use crate::{
 
 /// How much of a command line an error message quotes.
 const QUOTED: usize = 1024;
+
+/// Processes with this tag belong to the sandbox, not to its users: they share envd's control group.
+const SYSTEM_TAG: &str = "_system";
 
 /// A descriptor of ours, in the event loop.
 type Watched = AsyncFd<OwnedFd>;
@@ -131,11 +135,18 @@ impl Launch {
         }
     }
 
-    /// Forks. A failure leaves nothing behind.
+    /// Starts the process. A failure leaves nothing behind.
+    ///
+    /// Not to be dropped before its end: what has been asked of the spawner will be done.
     ///
     /// # Errors
     /// Those of the kernel, for [`error_of`].
-    pub fn fork(self, reaper: &Reaper, open_files: Option<Rlimit>) -> io::Result<Launched> {
+    pub async fn start(
+        self,
+        reaper: &Reaper,
+        spawner: Option<&Spawner>,
+        open_files: Option<Rlimit>,
+    ) -> io::Result<Launched> {
         let (report, child_report) = pipe_with(PipeFlags::CLOEXEC)?;
         let report = Report(watch(report)?);
         let Streams { stdio, input, outputs } = match self.terminal {
@@ -143,16 +154,21 @@ impl Launch {
             None => Streams::pipes(self.stdin)?,
         };
         let command = Command {
-            program: &self.config.cmd,
-            args: &self.config.args,
-            env: &self.env,
-            cwd: &self.cwd,
+            program: self.config.cmd.clone(),
+            args: self.config.args.clone(),
+            env: self.env,
+            cwd: self.cwd,
             credentials: credentials(&self.user),
-            stdio,
-            open_files,
-            report: child_report,
+            open_files: open_files.map(Into::into),
         };
-        let (child, exit) = reaper.spawn(|| spawn::spawn(command))?;
+        let descriptors = Descriptors { report: child_report, stdio };
+        let spawner = spawner.filter(|_| self.tag.as_deref() != Some(SYSTEM_TAG));
+        let (child, exit) = match spawner {
+            Some(spawner) => spawner.spawn(reaper, &command, &descriptors).await?,
+            None => reaper.spawn(|| spawn::spawn(&command, &descriptors))?,
+        };
+        // Ours to read is the end of what the child holds.
+        drop(descriptors);
         let process = Arc::new(Process {
             child,
             tag: self.tag,
@@ -166,13 +182,32 @@ impl Launch {
     }
 }
 
+/// Why a process did not start.
+#[derive(Debug)]
+pub enum StartError {
+    /// It was not forked.
+    Fork(io::Error),
+    /// It did not get as far as exec.
+    SetUp(SetupError),
+}
+
 /// Turns a failure to start into what the client is told.
-pub fn error_of(error: io::Error, description: &str) -> ConnectError {
-    let message = format!("{description}: {error}");
+pub fn error_of(error: StartError, description: &str) -> ConnectError {
+    let (error, message) = match error {
+        StartError::Fork(error) => {
+            let message = format!("{description}: {error}");
+            (error, message)
+        }
+        StartError::SetUp(SetupError { step, errno }) => {
+            (errno.into(), format!("{description}: {step}: {errno}"))
+        }
+    };
     match error.raw_os_error() {
         Some(libc::EAGAIN | libc::ENOMEM | libc::EMFILE | libc::ENFILE | libc::ENOSPC) => {
             ConnectError::resource_exhausted(message)
         }
+        // Whoever should have forked it ended.
+        _ if error.kind() == io::ErrorKind::UnexpectedEof => ConnectError::unavailable(message),
         _ => ConnectError::invalid_argument(message),
     }
 }

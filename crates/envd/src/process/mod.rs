@@ -1,7 +1,7 @@
 //! The processes that clients start.
 //!
 //! [`Processes`] holds those that live and, for a while, how the others ended. A process is forked
-//! ([`spawn`]), its output is pumped to subscribers ([`output`]), its input is written by clients
+//! ([`spawner`], [`spawn`]), its output is pumped to subscribers ([`output`]), its input is written by clients
 //! ([`input`]) and one task, [`Processes::supervise`], sees it to its end: that task, not the
 //! request that started it, owns it, so a client that goes away leaves it running. A client follows
 //! it through a [`feed`]. [`service`] is the Connect service over all this.
@@ -12,10 +12,12 @@
 pub mod end;
 pub mod feed;
 pub mod input;
+pub mod journal;
 pub mod launch;
 pub mod output;
 pub mod service;
 pub mod spawn;
+pub mod spawner;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -29,11 +31,21 @@ use atoll_wire::rpc::process::{
     process_event::EndEvent,
 };
 use connectrpc::ConnectError;
-use rustix::process::Signal;
-use tokio::{select, sync::oneshot, time::Instant};
+use rustix::process::{Rlimit, Signal};
+use tokio::{
+    select,
+    sync::{mpsc::Receiver, oneshot},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
-use self::{end::end_event, input::Input, launch::Launched, output::Fanout, spawn::SetupError};
+use self::{
+    end::end_event,
+    input::Input,
+    launch::{Launch, Launched, StartError},
+    output::{Chunk, Fanout},
+    spawner::Spawner,
+};
 use crate::reaper::{Child, Exit, Reaper};
 
 /// How long the end of a process can still be asked for.
@@ -96,9 +108,16 @@ impl Live {
     }
 }
 
+/// A process that has executed its command, and its output from the beginning.
+struct Started {
+    process: Arc<Process>,
+    output: Receiver<Chunk>,
+}
+
 /// All processes.
 pub struct Processes {
     reaper: Arc<Reaper>,
+    spawner: Option<Spawner>,
     known: Mutex<Known>,
 }
 
@@ -110,9 +129,9 @@ struct Known {
 }
 
 impl Processes {
-    /// No processes yet; `reaper` must be running.
-    pub fn new(reaper: Arc<Reaper>) -> Arc<Self> {
-        Arc::new(Self { reaper, known: Mutex::default() })
+    /// No processes yet; `reaper` must be running. Without a spawner envd forks by itself.
+    pub fn new(reaper: Arc<Reaper>, spawner: Option<Spawner>) -> Arc<Self> {
+        Arc::new(Self { reaper, spawner, known: Mutex::default() })
     }
 
     /// Those that have not ended, by process id.
@@ -161,14 +180,27 @@ impl Processes {
         Ok(())
     }
 
-    /// Sees a process to its end; `deadline` kills it.
+    /// Starts a process and sees it to its end; `deadline` kills it.
     ///
-    /// `started` hears first whether the command could be set up at all.
-    async fn supervise(
+    /// `started` hears first whether it could be started at all.
+    async fn run(
         self: Arc<Self>,
+        launch: Launch,
+        open_files: Option<Rlimit>,
+        deadline: Option<Instant>,
+        started: oneshot::Sender<Result<Started, StartError>>,
+    ) {
+        match launch.start(&self.reaper, self.spawner.as_ref(), open_files).await {
+            Ok(launched) => self.supervise(launched, deadline, started).await,
+            Err(error) => drop(started.send(Err(StartError::Fork(error)))),
+        }
+    }
+
+    async fn supervise(
+        &self,
         launched: Launched,
         deadline: Option<Instant>,
-        started: oneshot::Sender<Result<(), SetupError>>,
+        started: oneshot::Sender<Result<Started, StartError>>,
     ) {
         let process = Arc::clone(&launched.live.process);
         let time_is_up = async {
@@ -189,19 +221,22 @@ impl Processes {
     async fn live_and_end(
         &self,
         launched: Launched,
-        started: oneshot::Sender<Result<(), SetupError>>,
+        started: oneshot::Sender<Result<Started, StartError>>,
     ) {
         let Launched { live, report, exit, outputs } = launched;
         let process = Arc::clone(&live.process);
         if let Some(error) = report.read().await {
             // Reaped first, so that no trace is left when the caller hears of it.
             let _ = exit.await;
-            let _ = started.send(Err(error));
+            let _ = started.send(Err(StartError::SetUp(error)));
             return;
         }
+        let entry = journal::Entry::start(&live);
         self.known().add(live);
+        // Before its output is read, so that nothing is missed.
+        let output = process.output.subscribe();
         // The client may have gone; the process runs on.
-        let _ = started.send(Ok(()));
+        let _ = started.send(Ok(Started { process: Arc::clone(&process), output }));
 
         let cut = CancellationToken::new();
         let reaped = CancellationToken::new();
@@ -211,11 +246,12 @@ impl Processes {
             exit
         };
         let pumps = async {
-            let pumps = outputs
-                .into_iter()
-                .map(|(stream, source)| output::pump(source, stream, &process.output, &cut));
-            futures::future::join_all(pumps).await;
+            let pumps = outputs.into_iter().map(async |(stream, source)| {
+                (stream, output::pump(source, stream, &process.output, &cut).await)
+            });
+            let printed = futures::future::join_all(pumps).await;
             cut.cancel();
+            printed
         };
         let cutter = async {
             select! {
@@ -224,10 +260,12 @@ impl Processes {
             }
             cut.cancel();
         };
-        let (exit, (), ()) = tokio::join!(exit, pumps, cutter);
+        let (exit, printed, ()) = tokio::join!(exit, pumps, cutter);
         // The reaper lives as long as the program: there is always an answer.
         let exit = exit.unwrap_or(Exit::Signal { number: libc::SIGKILL, core_dumped: false });
-        let _ = process.end.set(end_event(exit));
+        let end = end_event(exit);
+        entry.end(&end, &printed);
+        let _ = process.end.set(end);
         self.known().end(&process);
         process.ended.cancel();
         process.output.close();
@@ -290,4 +328,42 @@ fn not_selected(selector: &Selector<'_>) -> ConnectError {
 
 fn not_found(which: &str) -> ConnectError {
     ConnectError::not_found(format!("process with {which} not found"))
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::process::Pid;
+
+    use super::*;
+
+    /// What is known of a process, without one: nothing here asks the kernel.
+    pub(super) fn named(pid: i32, tag: Option<&str>) -> Arc<Process> {
+        let fork = || Ok(Pid::from_raw(pid).unwrap());
+        Arc::new(Process {
+            child: Reaper::default().spawn(fork).unwrap().0,
+            tag: tag.map(str::to_owned),
+            output: Fanout::default(),
+            killed: CancellationToken::new(),
+            end: OnceLock::new(),
+            ended: CancellationToken::new(),
+        })
+    }
+
+    // Rules: PROC-61, PROC-62, TRAP-31
+    #[tokio::test(start_paused = true)]
+    async fn an_end_is_kept_for_half_a_minute() {
+        let processes = Processes::new(Arc::default(), None);
+        let find = |selector| processes.find_or_ended(Some(&selector)).map(|process| process.pid());
+        processes.known().end(&named(7, Some("t")));
+        tokio::time::advance(Duration::from_secs(29)).await;
+        processes.known().end(&named(8, None));
+        assert_eq!(find(Selector::Pid(7)).unwrap(), 7);
+        assert_eq!(find(Selector::Tag("t")).unwrap(), 7);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        let gone = find(Selector::Pid(7)).unwrap_err();
+        assert_eq!(gone.message.as_deref(), Some("process with pid 7 not found"));
+        let gone = find(Selector::Tag("t")).unwrap_err();
+        assert_eq!(gone.message.as_deref(), Some("process with tag t not found"));
+        assert_eq!(find(Selector::Pid(8)).unwrap(), 8);
+    }
 }

@@ -121,30 +121,38 @@ impl Fanout {
 }
 
 /// Forwards a stream until its end or until `cut`, which gives up on whoever still holds it open.
+/// Returns how many bytes there were.
 pub async fn pump(
     source: Arc<AsyncFd<OwnedFd>>,
     stream: Stream,
     fanout: &Fanout,
     cut: &CancellationToken,
-) {
+) -> u64 {
+    let mut total = 0;
     loop {
         let mut ready = select! {
             biased;
             () = cut.cancelled() => break,
             ready = source.readable() => match ready {
                 Ok(ready) => ready,
-                Err(_) => return,
+                Err(_) => return total,
             },
         };
         match read_chunk(&source, stream.chunk_size()) {
-            Ok(data) if data.is_empty() => return,
-            Ok(data) if fanout.is_watched() => fanout.publish(stream, &data, cut).await,
-            // Thrown away; but a busy writer must not keep the only thread to itself.
-            Ok(_) => coop::consume_budget().await,
+            Ok(data) if data.is_empty() => return total,
+            Ok(data) => {
+                total += data.len() as u64;
+                if fanout.is_watched() {
+                    fanout.publish(stream, &data, cut).await;
+                } else {
+                    // Thrown away; but a busy writer must not keep the only thread to itself.
+                    coop::consume_budget().await;
+                }
+            }
             Err(Errno::WOULDBLOCK) => ready.clear_ready(),
             Err(Errno::INTR) => {}
             // A terminal says EIO when its last user has gone.
-            Err(_) => return,
+            Err(_) => return total,
         }
     }
     let mut left = PIPE_CAPACITY;
@@ -152,8 +160,10 @@ pub async fn pump(
         && !data.is_empty()
     {
         left -= data.len();
+        total += data.len() as u64;
         fanout.publish(stream, &data, cut).await;
     }
+    total
 }
 
 /// Reads what is there, without waiting. The buffer lives for one read: an idle process has none.
@@ -179,6 +189,7 @@ pub fn watch(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
 mod tests {
     use super::*;
 
+    // Rules: PROC-31
     #[tokio::test]
     async fn everybody_gets_everything_until_the_end() {
         let fanout = Fanout::default();
@@ -192,6 +203,7 @@ mod tests {
         assert!(fanout.subscribe().recv().await.is_none());
     }
 
+    // Rules: PROC-40
     #[tokio::test]
     async fn a_cut_does_not_wait_for_slow_subscribers() {
         let fanout = Fanout::default();
@@ -209,6 +221,7 @@ mod tests {
         assert!(slow.recv().await.is_none());
     }
 
+    // Rules: PROC-33
     #[test]
     fn those_who_went_are_forgotten() {
         let fanout = Fanout::default();

@@ -3,7 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use atoll_wire::rpc::process::{
-    self as wire, __buffa::view, __buffa::view::oneof::stream_input_request::Event as InputEvent,
+    self as wire,
+    __buffa::view,
+    __buffa::view::oneof::{process_input::Input, stream_input_request::Event as InputEvent},
     ProcessEvent,
 };
 use buffa::MessageFieldView;
@@ -13,14 +15,18 @@ use connectrpc::{
 };
 use futures::{Stream, StreamExt};
 use rustix::process::{Rlimit, Signal};
-use tokio::{sync::oneshot, time::timeout};
+use tokio::{
+    sync::oneshot,
+    time::{timeout, timeout_at},
+};
 
 use super::{
-    Live, Processes,
-    feed::{FeedOptions, feed},
+    Live, Processes, Started,
+    feed::{FeedOptions, feed, too_late},
+    journal,
     launch::{Launch, error_of, window_size},
 };
-use crate::{auth, guest::Guest};
+use crate::{auth, budget::Charge, guest::Guest};
 
 /// How long a kill waits for the end. A process may be held up in the kernel, its killer may not.
 const DYING: Duration = Duration::from_secs(1);
@@ -51,25 +57,26 @@ impl ProcessService {
         ctx: &RequestContext,
         request: wire::StartRequest,
     ) -> Result<impl Stream<Item = Result<ProcessEvent, ConnectError>> + use<>, ConnectError> {
-        let options = FeedOptions::from_context(ctx)?;
+        if self.guest.is_frozen() {
+            return Err(ConnectError::unavailable("the sandbox is frozen for the moment"));
+        }
+        let options = FeedOptions::from_context(ctx);
         let user = auth::rpc_user(ctx, &self.guest)?;
         let launch = Launch::new(request, user, &self.guest)?;
         let description = launch.description();
-        let launched = launch
-            .fork(&self.processes.reaper, self.open_files)
-            .map_err(|error| error_of(error, &description))?;
-        let process = Arc::clone(&launched.live.process);
-        // Before its output is read, so that nothing is missed.
-        let output = process.output.subscribe();
         let (started, has_started) = oneshot::channel();
         let processes = Arc::clone(&self.processes);
-        tokio::spawn(processes.supervise(launched, options.deadline, started));
-        match has_started.await {
-            Ok(Ok(())) => Ok(feed(process, output, options)),
-            Ok(Err(setup)) => {
-                Err(error_of(setup.errno.into(), &format!("{description}: {}", setup.step)))
-            }
-            Err(_) => Err(ConnectError::internal("the process was not looked after")),
+        // In a task of its own: a start that was asked for is seen through.
+        tokio::spawn(processes.run(launch, self.open_files, options.deadline, started));
+        let has_started = match options.deadline {
+            Some(deadline) => timeout_at(deadline, has_started).await,
+            None => Ok(has_started.await),
+        };
+        match has_started {
+            Ok(Ok(Ok(Started { process, output }))) => Ok(feed(process, output, options)),
+            Ok(Ok(Err(error))) => Err(error_of(error, &description)),
+            Ok(Err(_)) => Err(ConnectError::internal("the process was not looked after")),
+            Err(_) => Err(too_late()),
         }
     }
 
@@ -79,6 +86,15 @@ impl ProcessService {
     ) -> Result<Live, ConnectError> {
         self.processes.find(selector.selector.as_ref())
     }
+}
+
+/// Accounts for input that may have to wait.
+fn cover(charge: Option<&Arc<Charge>>, input: Option<&Input<'_>>) -> Result<(), ConnectError> {
+    let length = match input {
+        Some(Input::Stdin(data) | Input::Pty(data)) => data.len(),
+        None => 0,
+    };
+    charge.map_or(Ok(()), |charge| charge.cover(length))
 }
 
 #[allow(refining_impl_trait)]
@@ -105,7 +121,8 @@ impl wire::Process for ProcessService {
         ctx: RequestContext,
         request: ServiceRequest<'_, wire::StartRequest>,
     ) -> ServiceResult<ServiceStream<wire::StartResponse>> {
-        let events = self.launch(&ctx, request.to_owned_message()).await?;
+        let events = self.launch(&ctx, request.to_owned_message()).await;
+        let events = events.inspect_err(journal::not_started)?;
         let responses = events.map(|event| {
             let event = event?.into();
             Ok(wire::StartResponse { event, ..wire::StartResponse::default() })
@@ -118,7 +135,7 @@ impl wire::Process for ProcessService {
         ctx: RequestContext,
         request: ServiceRequest<'_, wire::ConnectRequest>,
     ) -> ServiceResult<ServiceStream<wire::ConnectResponse>> {
-        let options = FeedOptions::from_context(&ctx)?;
+        let options = FeedOptions::from_context(&ctx);
         let process = self.processes.find_or_ended(request.process.selector.as_ref())?;
         let output = process.output.subscribe();
         let responses = feed(process, output, options).map(|event| {
@@ -142,9 +159,10 @@ impl wire::Process for ProcessService {
 
     async fn stream_input(
         &self,
-        _ctx: RequestContext,
+        ctx: RequestContext,
         mut requests: InboundStream<wire::StreamInputRequest>,
     ) -> ServiceResult<wire::StreamInputResponse> {
+        let charge = ctx.extensions().get::<Arc<Charge>>();
         let mut target: Option<Live> = None;
         while let Some(request) = requests.next().await {
             match &request?.view().event {
@@ -154,10 +172,15 @@ impl wire::Process for ProcessService {
                         let message = "the first message must be a start event";
                         return Err(ConnectError::invalid_argument(message));
                     };
-                    live.write(data.input.input.as_ref()).await?;
+                    let input = data.input.input.as_ref();
+                    cover(charge, input)?;
+                    live.write(input).await?;
                 }
                 Some(InputEvent::Keepalive(_)) => {}
                 None => return Err(ConnectError::unimplemented("invalid event type")),
+            }
+            if let Some(charge) = charge {
+                charge.settle();
             }
         }
         Response::ok(wire::StreamInputResponse::default())
@@ -165,11 +188,13 @@ impl wire::Process for ProcessService {
 
     async fn send_input(
         &self,
-        _ctx: RequestContext,
+        ctx: RequestContext,
         request: ServiceRequest<'_, wire::SendInputRequest>,
     ) -> ServiceResult<wire::SendInputResponse> {
         let live = self.find(&request.process)?;
-        live.write(request.input.input.as_ref()).await?;
+        let input = request.input.input.as_ref();
+        cover(ctx.extensions().get(), input)?;
+        live.write(input).await?;
         Response::ok(wire::SendInputResponse::default())
     }
 

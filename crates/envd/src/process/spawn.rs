@@ -7,12 +7,14 @@
 //!
 //! Everything the child needs is allocated before the fork. Between fork and exec it makes plain
 //! system calls only, so it does not matter what other threads held when it was forked.
+//!
+//! Who forks is usually the [`spawner`](super::spawner).
 
 use std::{
     ffi::{CStr, CString, c_char},
     io,
     os::fd::{AsRawFd, OwnedFd, RawFd},
-    path::Path,
+    path::PathBuf,
     ptr,
 };
 
@@ -20,10 +22,14 @@ use rustix::{
     io::Errno,
     process::{Pid, Rlimit},
 };
+use serde::{Deserialize, Serialize};
 
 /// What raises a command's chance to be chosen by the kernel when memory runs out, so that envd
 /// itself survives.
 const OOM_SCORE_ADJ: &[u8] = b"100";
+
+/// The middle of the class that shares a disk fairly: `ionice -c 2 -n 4`.
+const IO_PRIORITY: libc::c_int = 2 << 13 | 4;
 
 /// Where a command is looked for when its environment has no `PATH`.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -38,27 +44,45 @@ const NOT_FOUND: i32 = 127;
 const NOT_EXECUTABLE: i32 = 126;
 
 /// A process to be.
-pub struct Command<'a> {
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Command {
     /// Program, by path or by name; names are looked up in the `PATH` of `env`.
-    pub program: &'a str,
+    pub program: String,
     /// Arguments after the program's name.
-    pub args: &'a [String],
+    pub args: Vec<String>,
     /// The whole environment, as pairs.
-    pub env: &'a [(String, String)],
+    pub env: Vec<(String, String)>,
     /// Working directory; entered with the rights of the user.
-    pub cwd: &'a Path,
+    pub cwd: PathBuf,
     /// User, group and supplementary groups to take; none leaves them as they are.
     pub credentials: Option<Credentials>,
-    /// What becomes descriptors 0, 1 and 2.
-    pub stdio: Stdio,
     /// Limit of open files to restore, where envd raised its own.
-    pub open_files: Option<Rlimit>,
+    pub open_files: Option<OpenFiles>,
+}
+
+/// Soft and hard limit of open files, as the kernel has them.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct OpenFiles(u64, u64);
+
+impl From<Rlimit> for OpenFiles {
+    fn from(limit: Rlimit) -> Self {
+        let raw = |value: Option<u64>| value.unwrap_or(libc::RLIM_INFINITY);
+        Self(raw(limit.current), raw(limit.maximum))
+    }
+}
+
+/// The descriptors of a process to be.
+#[derive(Debug)]
+pub struct Descriptors {
     /// Where the child reports a failure before exec: the end to write of a close-on-exec pipe.
     /// What it wrote, if anything, is for [`SetupError::from_report`].
     pub report: OwnedFd,
+    /// What becomes descriptors 0, 1 and 2.
+    pub stdio: Stdio,
 }
 
 /// Who a process runs as.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Credentials {
     /// User id.
     pub uid: u32,
@@ -69,6 +93,7 @@ pub struct Credentials {
 }
 
 /// The child's ends of its standard streams.
+#[derive(Debug)]
 pub enum Stdio {
     /// Standard input, output and error.
     Pipes([OwnedFd; 3]),
@@ -113,6 +138,8 @@ struct Plan {
     credentials: Option<Credentials>,
     stdio: [RawFd; 3],
     terminal: bool,
+    /// Process group to be in, unless 0; the spawner has one of its own.
+    group: libc::pid_t,
     open_files: Option<libc::rlimit>,
     not_found: Vec<u8>,
     not_executable: Vec<u8>,
@@ -128,16 +155,66 @@ struct Plan {
 ///
 /// # Errors
 /// `InvalidInput` for a NUL byte in an argument, variable or path; else those of `fork`.
-pub fn spawn(command: Command<'_>) -> io::Result<Pid> {
-    let plan = Plan::new(&command)?;
-    match fork()? {
-        Some(pid) => Ok(pid),
-        None => run_child(plan),
+#[allow(unsafe_code)]
+pub fn spawn(command: &Command, descriptors: &Descriptors) -> io::Result<Pid> {
+    let plan = Plan::new(command, descriptors, own_group())?;
+    // SAFETY: see `start`.
+    start(plan, || unsafe { libc::fork() }.into())
+}
+
+/// As [`spawn`], but the child is one of the caller's parent, which must reap it, and is in `group`.
+///
+/// # Errors
+/// As for [`spawn`].
+#[allow(unsafe_code)]
+pub fn spawn_sibling(
+    command: &Command,
+    descriptors: &Descriptors,
+    group: libc::pid_t,
+) -> io::Result<Pid> {
+    /// The exit signal is the caller's own.
+    const FLAGS: libc::c_int = libc::CLONE_PARENT;
+    let plan = Plan::new(command, descriptors, group)?;
+    // SAFETY: without CLONE_VM this is fork(2); see `start`.
+    start(plan, || unsafe { libc::syscall(libc::SYS_clone, FLAGS, 0, 0, 0, 0) })
+}
+
+/// Forks by `fork`. The child runs [`run_child`] only, which makes async-signal-safe calls until it
+/// executes or exits: it never returns into code that allocates or takes locks.
+fn start(plan: Plan, fork: impl FnOnce() -> libc::c_long) -> io::Result<Pid> {
+    match libc::pid_t::try_from(fork()) {
+        Ok(0) => run_child(plan),
+        Ok(pid) if pid > 0 => Pid::from_raw(pid).ok_or_else(|| io::ErrorKind::Other.into()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// The process group of this process; 0 when it is one of another pid namespace.
+#[allow(unsafe_code)]
+pub fn own_group() -> libc::pid_t {
+    // SAFETY: no pointers; it cannot fail.
+    unsafe { libc::getpgrp() }
+}
+
+impl Command {
+    /// Whether it can be executed at all.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a NUL byte in an argument, variable or path.
+    pub fn check(&self) -> io::Result<()> {
+        let variables = self.env.iter().flat_map(|(name, value)| [name, value]);
+        let mut texts = self.args.iter().chain([&self.program]).chain(variables);
+        let cwd = self.cwd.as_os_str().as_encoded_bytes();
+        if texts.any(|text| text.contains('\0')) || cwd.contains(&0) {
+            let message = "nul byte found in a command, variable or path";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+        }
+        Ok(())
     }
 }
 
 impl Plan {
-    fn new(command: &Command<'_>) -> io::Result<Self> {
+    fn new(command: &Command, descriptors: &Descriptors, group: libc::pid_t) -> io::Result<Self> {
         let mut strings = Vec::new();
         let mut keep = |text: Vec<u8>| -> io::Result<*const c_char> {
             let text = CString::new(text)?;
@@ -146,14 +223,14 @@ impl Plan {
             strings.push(text);
             Ok(pointer)
         };
-        let name = keep(command.program.into())?;
+        let name = keep(command.program.as_str().into())?;
         let args = command
             .args
             .iter()
             .map(|arg| keep(arg.as_str().into()))
             .collect::<io::Result<Vec<_>>>()?;
         let mut env = Vec::with_capacity(command.env.len() + 1);
-        for (variable, value) in command.env {
+        for (variable, value) in &command.env {
             env.push(keep(format!("{variable}={value}").into())?);
         }
         env.push(ptr::null());
@@ -162,7 +239,7 @@ impl Plan {
         let attempts = attempts.collect::<io::Result<Vec<_>>>()?;
         let argv = [&[name], args.as_slice(), &[ptr::null()]].concat();
         let shell_argv = [&[SHELL.as_ptr(), name], args.as_slice(), &[ptr::null()]].concat();
-        let (stdio, terminal) = match &command.stdio {
+        let (stdio, terminal) = match &descriptors.stdio {
             Stdio::Pipes(pipes) => (pipes.each_ref().map(AsRawFd::as_raw_fd), false),
             Stdio::Terminal(user_side) => ([user_side.as_raw_fd(); 3], true),
         };
@@ -173,32 +250,26 @@ impl Plan {
             shell_argv,
             env,
             cwd: CString::new(command.cwd.as_os_str().as_encoded_bytes())?,
-            credentials: command.credentials.as_ref().map(|credentials| Credentials {
-                uid: credentials.uid,
-                gid: credentials.gid,
-                groups: credentials.groups.clone(),
-            }),
+            credentials: command.credentials.clone(),
             stdio,
             terminal,
-            open_files: command.open_files.map(raw_limit),
+            group,
+            open_files: command
+                .open_files
+                .map(|OpenFiles(soft, hard)| libc::rlimit { rlim_cur: soft, rlim_max: hard }),
             not_found: message("not found"),
             not_executable: message("Permission denied"),
             cannot_execute: message("cannot execute"),
-            report: command.report.as_raw_fd(),
+            report: descriptors.report.as_raw_fd(),
             _strings: strings,
         })
     }
 }
 
-fn raw_limit(limit: Rlimit) -> libc::rlimit {
-    let raw = |value: Option<u64>| value.unwrap_or(libc::RLIM_INFINITY);
-    libc::rlimit { rlim_cur: raw(limit.current), rlim_max: raw(limit.maximum) }
-}
-
 /// The files a command may mean: itself when it is a path, else one in each directory of `PATH`.
-fn candidates(command: &Command<'_>) -> Vec<Vec<u8>> {
+fn candidates(command: &Command) -> Vec<Vec<u8>> {
     if command.program.is_empty() || command.program.contains('/') {
-        return vec![command.program.into()];
+        return vec![command.program.as_str().into()];
     }
     let path = command.env.iter().rev().find(|(name, _)| name == "PATH");
     let path = path.map_or(DEFAULT_PATH, |(_, value)| value);
@@ -206,18 +277,6 @@ fn candidates(command: &Command<'_>) -> Vec<Vec<u8>> {
         .map(|directory| if directory.is_empty() { "." } else { directory })
         .map(|directory| format!("{directory}/{}", command.program).into())
         .collect()
-}
-
-/// The process id in the parent, nothing in the child.
-#[allow(unsafe_code)]
-fn fork() -> io::Result<Option<Pid>> {
-    // SAFETY: the child runs `run_child` only, which makes async-signal-safe calls until it
-    // executes or exits; it never returns into code that allocates or takes locks.
-    let pid = unsafe { libc::fork() };
-    if pid < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(Pid::from_raw(pid))
 }
 
 /// The child, from fork to exec.
@@ -228,7 +287,7 @@ fn run_child(mut plan: Plan) -> ! {
     // would try to change the threads that exist only in the parent.
     unsafe {
         reset_signals();
-        raise_oom_score();
+        become_ordinary();
         if let Err(step) = set_up(&plan) {
             report(plan.report, step);
             libc::_exit(NOT_FOUND);
@@ -258,9 +317,11 @@ unsafe fn reset_signals() {
     }
 }
 
-/// Best effort, while the child may still write its own `/proc` files.
+/// Takes part in the competition for memory, processors and disks as everybody does. Best effort,
+/// while the child may still write its own `/proc` files.
 #[allow(unsafe_code)]
-unsafe fn raise_oom_score() {
+unsafe fn become_ordinary() {
+    const WHO_PROCESS: libc::c_int = 1;
     // SAFETY: as in `run_child`.
     unsafe {
         let file =
@@ -270,6 +331,7 @@ unsafe fn raise_oom_score() {
             libc::close(file);
         }
         libc::setpriority(libc::PRIO_PROCESS, 0, 0);
+        libc::syscall(libc::SYS_ioprio_set, WHO_PROCESS, 0, IO_PRIORITY);
     }
 }
 
@@ -279,6 +341,9 @@ unsafe fn set_up(plan: &Plan) -> Result<(), u8> {
     let check = |result: i64, step: u8| if result < 0 { Err(step) } else { Ok(()) };
     // SAFETY: as in `run_child`.
     unsafe {
+        if plan.group > 0 {
+            libc::setpgid(0, plan.group);
+        }
         if plan.terminal {
             check(libc::setsid().into(), TERMINAL)?;
             check(libc::ioctl(plan.stdio[0], libc::TIOCSCTTY, 0).into(), TERMINAL)?;

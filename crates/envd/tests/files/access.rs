@@ -8,6 +8,7 @@ use atoll_wire::guest::InitRequest;
 
 use crate::fixture::{Fixture, RAW, daemon, encode, rights};
 
+// Rules: SIGN-1
 #[tokio::test]
 async fn without_a_token_anybody_may() {
     let fixture = Fixture::new().await;
@@ -15,6 +16,7 @@ async fn without_a_token_anybody_may() {
     assert_eq!(fixture.server.get(&fixture.target("a"), &[]).await.status, 200);
 }
 
+// Rules: GET-1, SIGN-2, SIGN-3, SIGN-4, SIGN-5, SIGN-6, SIGN-9, SIGN-12, TRAP-6
 #[tokio::test]
 async fn with_a_token_header_or_signature_decide() {
     let fixture = Fixture::new().await;
@@ -67,6 +69,7 @@ async fn with_a_token_header_or_signature_decide() {
     assert_eq!(answer.error().0, 401);
 }
 
+// Rules: GET-2, PUT-26, USER-6
 #[tokio::test]
 async fn an_unknown_user_is_refused() {
     let fixture = Fixture::new().await;
@@ -80,6 +83,7 @@ async fn an_unknown_user_is_refused() {
     }
 }
 
+// Rules: PATH-1, PATH-2, PATH-3, PATH-4, GET-4, GET-5, TRAP-7
 #[tokio::test]
 async fn paths_start_at_the_users_home() {
     let fixture = Fixture::new().await;

@@ -2,12 +2,15 @@
 
 use std::fs;
 use std::io::Read;
+use std::os::unix::fs::{PermissionsExt, symlink};
 
 use ::http::{Method, Request};
+use atoll_wire::guest::InitRequest;
 use flate2::read::GzDecoder;
 use http_body_util::{BodyExt, Full};
 
-use crate::fixture::Fixture;
+use crate::fixture::{Fixture, is_open};
+use crate::http::until;
 
 fn gunzip(packed: &[u8]) -> Vec<u8> {
     let mut content = Vec::new();
@@ -15,6 +18,7 @@ fn gunzip(packed: &[u8]) -> Vec<u8> {
     content
 }
 
+// Rules: GET-7, GET-10
 #[tokio::test]
 async fn a_download_tells_what_it_is() {
     let fixture = Fixture::new().await;
@@ -40,6 +44,7 @@ async fn a_download_tells_what_it_is() {
     assert_eq!((answer.header("content-length"), answer.body.len()), (Some("12"), 0));
 }
 
+// Rules: GET-6, GET-7, GET-8, GET-9, TRAP-14
 #[tokio::test]
 async fn clients_that_take_gzip_get_it() {
     let fixture = Fixture::new().await;
@@ -69,6 +74,7 @@ async fn clients_that_take_gzip_get_it() {
     assert_eq!(fixture.server.get(&target, &[picky]).await.status, 200);
 }
 
+// Rules: GET-15, TRAP-14
 #[tokio::test]
 async fn an_empty_file_has_a_length_whatever_the_encoding() {
     let fixture = Fixture::new().await;
@@ -81,6 +87,7 @@ async fn an_empty_file_has_a_length_whatever_the_encoding() {
     }
 }
 
+// Rules: GET-11, GET-12, GET-13
 #[tokio::test]
 async fn ranges_are_served() {
     let fixture = Fixture::new().await;
@@ -110,6 +117,7 @@ async fn ranges_are_served() {
     assert_eq!(answer.header("content-range"), Some("bytes */10"));
 }
 
+// Rules: GET-14
 #[tokio::test]
 async fn a_client_that_has_the_file_is_told_so() {
     let fixture = Fixture::new().await;
@@ -125,6 +133,7 @@ async fn a_client_that_has_the_file_is_told_so() {
     assert_eq!(fixture.server.get(&target, &resume).await.body, "89");
 }
 
+// Rules: GET-17
 #[tokio::test]
 async fn files_that_the_kernel_makes_up_are_read() {
     let fixture = Fixture::new().await;
@@ -141,6 +150,7 @@ async fn files_that_the_kernel_makes_up_are_read() {
     assert!(symbols.len() > 64 << 10 && answer.body == symbols);
 }
 
+// Rules: BOOT-3
 #[tokio::test]
 async fn sparse_gigabytes_stream() {
     let fixture = Fixture::new().await;
@@ -163,4 +173,63 @@ async fn a_file_that_shrinks_breaks_the_answer_off() {
     assert_eq!(response.headers()["content-length"], "67108864");
     file.set_len(1).unwrap();
     assert!(response.into_body().collect().await.is_err());
+}
+
+// Rules: GET-1
+#[tokio::test]
+async fn the_first_thing_that_is_wrong_is_the_answer() {
+    let fixture = Fixture::new().await;
+    let access_token = Some("tok".to_owned());
+    fixture.guest.apply(InitRequest { access_token, ..InitRequest::default() }, None);
+    let wrong = [("accept-encoding", "*;q=0")];
+    let token = [("x-access-token", "tok"), wrong[0]];
+    let get = async |target: &str, headers: &[(&str, &str)]| {
+        fixture.server.get(target, headers).await.error().0
+    };
+    let everything = "/files?path=~bob&username=nosuchuser&signature=v1_x";
+    assert_eq!(get(everything, &wrong).await, 401);
+    let (_, message) = fixture.server.get(everything, &wrong).await.error();
+    assert_eq!(message, "invalid signature");
+    let (_, message) = fixture.server.get(everything, &token).await.error();
+    assert!(message.starts_with("error looking up user"), "{message}");
+    assert_eq!(get("/files?path=~bob", &token).await, 400);
+    assert_eq!(get(&fixture.target("missing"), &token).await, 404);
+    fs::write(fixture.path("file"), "x").unwrap();
+    assert_eq!(get(&fixture.target("file"), &token).await, 406);
+}
+
+// Rules: GET-16, PATH-7
+#[tokio::test]
+async fn links_and_rights_are_nobodys_obstacle() {
+    let fixture = Fixture::new().await;
+    fs::create_dir(fixture.path("private")).unwrap();
+    fs::write(fixture.path("private/file"), "content").unwrap();
+    for path in ["private/file", "private"] {
+        fs::set_permissions(fixture.path(path), fs::Permissions::from_mode(0o000)).unwrap();
+    }
+    symlink("private/file", fixture.path("link")).unwrap();
+    symlink("nowhere", fixture.path("broken")).unwrap();
+    assert_eq!(fixture.server.get(&fixture.target("link"), &[]).await.body, "content");
+    let answer = fixture.server.get(&fixture.target("broken"), &[]).await;
+    let expected = format!("path '{}' does not exist", fixture.text("broken"));
+    assert_eq!(answer.error(), (404, expected));
+}
+
+// Rules: GET-20
+#[tokio::test]
+async fn a_reader_that_goes_away_leaves_nothing_open() {
+    let fixture = Fixture::new().await;
+    let path = fixture.path("big");
+    fs::File::create(&path).unwrap().set_len(1 << 30).unwrap();
+    for headers in [&[][..], &[("accept-encoding", "gzip")]] {
+        let mut request = Request::get(fixture.target("big")).header("host", "test");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let mut response = fixture.server.open(request.body(Full::default()).unwrap()).await;
+        response.body_mut().frame().await.unwrap().unwrap();
+        assert!(is_open(&path));
+        drop(response);
+        until(|| !is_open(&path)).await;
+    }
 }

@@ -83,3 +83,37 @@ pub fn rights(path: &Path) -> (u32, u32, u32) {
     let found = fs::metadata(path).unwrap();
     (found.mode() & 0o7777, found.uid(), found.gid())
 }
+
+/// Whether the server, which runs in this process, has the file open.
+pub fn is_open(path: &Path) -> bool {
+    fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .filter_map(|entry| fs::read_link(entry.unwrap().path()).ok())
+        .any(|target| target == path)
+}
+
+/// A file system of its own that goes when it is dropped.
+pub struct SmallDisk(TempDir);
+
+impl SmallDisk {
+    pub fn new(kind: &str, options: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let flags = nix::mount::MsFlags::empty();
+        nix::mount::mount(Some("none"), dir.path(), Some(kind), flags, Some(options)).unwrap();
+        Self(dir)
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    pub fn target(&self, name: &str) -> String {
+        format!("/files?path={}", encode(self.path(name).to_str().unwrap()))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        nix::mount::umount2(self.0.path(), nix::mount::MntFlags::MNT_DETACH).unwrap();
+    }
+}

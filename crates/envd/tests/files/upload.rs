@@ -1,7 +1,7 @@
 //! `POST /files`.
 
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
@@ -9,11 +9,10 @@ use atoll_envd::users::User;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use serde_json::json;
-use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::fixture::{FORM, Fixture, RAW, daemon, encode, form, rights};
+use crate::fixture::{FORM, Fixture, RAW, SmallDisk, daemon, form, is_open, rights};
 use crate::http::until;
 
 fn gzip(content: &[u8]) -> Vec<u8> {
@@ -22,6 +21,7 @@ fn gzip(content: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
+// Rules: PUT-9, PUT-14, PUT-16, TRAP-7
 #[tokio::test]
 async fn an_upload_creates_the_file_and_its_parents() {
     let fixture = Fixture::new().await;
@@ -37,6 +37,7 @@ async fn an_upload_creates_the_file_and_its_parents() {
     assert_eq!(rights(&fixture.path("old")).1, 0);
 }
 
+// Rules: PUT-16, PUT-17, TRAP-13
 #[tokio::test]
 async fn an_upload_writes_in_place() {
     let fixture = Fixture::new().await;
@@ -54,6 +55,7 @@ async fn an_upload_writes_in_place() {
     assert!(fixture.path("symlink").symlink_metadata().unwrap().is_symlink());
 }
 
+// Rules: PUT-2, PUT-22, TRAP-15
 #[tokio::test]
 async fn bodies_of_any_framing_arrive() {
     let fixture = Fixture::new().await;
@@ -79,6 +81,7 @@ async fn bodies_of_any_framing_arrive() {
     assert!(fs::read(fixture.path("file")).unwrap() == content);
 }
 
+// Rules: PUT-2
 #[tokio::test]
 async fn gzip_is_taken_off() {
     let fixture = Fixture::new().await;
@@ -102,6 +105,7 @@ async fn gzip_is_taken_off() {
     assert_eq!(answer.error().0, 400);
 }
 
+// Rules: PUT-3, PUT-4, PUT-9, TRAP-15
 #[tokio::test]
 async fn a_form_carries_many_files() {
     let fixture = Fixture::new().await;
@@ -130,6 +134,7 @@ async fn a_form_carries_many_files() {
     assert_eq!((answer.status.as_u16(), answer.json()), (200, json!([])));
 }
 
+// Rules: PUT-4, PUT-5
 #[tokio::test]
 async fn the_path_of_the_query_beats_the_file_name() {
     let fixture = Fixture::new().await;
@@ -155,6 +160,7 @@ async fn the_path_of_the_query_beats_the_file_name() {
     assert_eq!(fs::read(&path).unwrap(), b"2");
 }
 
+// Rules: PUT-1, PUT-6, PUT-7, PUT-15, ERR-1
 #[tokio::test]
 async fn requests_that_make_no_sense_are_refused() {
     let fixture = Fixture::new().await;
@@ -191,6 +197,7 @@ async fn requests_that_make_no_sense_are_refused() {
     assert!(!fixture.path("file").exists());
 }
 
+// Rules: PUT-9, PUT-11, PUT-12, TRAP-30
 #[tokio::test]
 async fn metadata_is_replaced_by_every_upload() {
     let fixture = Fixture::new().await;
@@ -218,6 +225,7 @@ fn xattr(path: &Path, name: &str) -> Option<String> {
     Some(String::from_utf8(value[..length].to_vec()).unwrap())
 }
 
+// Rules: PUT-18, TRAP-13
 #[tokio::test]
 async fn watchers_see_the_least_possible() {
     use rustix::fs::inotify::{self, CreateFlags, ReadFlags as Seen, Reader, WatchFlags};
@@ -246,32 +254,11 @@ async fn watchers_see_the_least_possible() {
     assert_eq!(seen(), [Seen::CREATE, Seen::ATTRIB, Seen::CLOSE_WRITE]);
 }
 
-/// A file system of a given size that goes when it is dropped.
-struct SmallDisk(TempDir);
-
-impl SmallDisk {
-    fn new(options: &str) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let flags = nix::mount::MsFlags::empty();
-        nix::mount::mount(Some("none"), dir.path(), Some("tmpfs"), flags, Some(options)).unwrap();
-        Self(dir)
-    }
-
-    fn target(&self, name: &str) -> String {
-        format!("/files?path={}", encode(self.0.path().join(name).to_str().unwrap()))
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        nix::mount::umount2(self.0.path(), nix::mount::MntFlags::MNT_DETACH).unwrap();
-    }
-}
-
+// Rules: PUT-19, PUT-20, TRAP-44
 #[tokio::test]
 async fn a_full_disk_has_a_status_of_its_own() {
     let fixture = Fixture::new().await;
-    let disk = SmallDisk::new("size=64k");
+    let disk = SmallDisk::new("tmpfs", "size=64k");
     // Enough to still be under way when the disk is full.
     let content = "x".repeat(8 << 20);
     let (status, message) =
@@ -282,23 +269,18 @@ async fn a_full_disk_has_a_status_of_its_own() {
             && message.ends_with(" bytes: not enough disk space available"),
         "{message}"
     );
-    let disk = SmallDisk::new("nr_inodes=2");
+    let disk = SmallDisk::new("tmpfs", "nr_inodes=2");
     assert_eq!(fixture.server.post(&disk.target("one"), &[RAW], "x").await.status, 200);
     let expected = (507, "not enough inodes available".to_owned());
     assert_eq!(fixture.server.post(&disk.target("two"), &[RAW], "x").await.error(), expected);
     assert_eq!(fixture.server.post(&disk.target("a/b"), &[RAW], "x").await.error(), expected);
 }
 
+// Rules: PUT-23
 #[tokio::test]
 async fn a_client_that_goes_away_leaves_what_it_sent_and_no_descriptor() {
     let fixture = Fixture::new().await;
     let path = fixture.path("file");
-    let is_open = || {
-        fs::read_dir("/proc/self/fd")
-            .unwrap()
-            .filter_map(|entry| fs::read_link(entry.unwrap().path()).ok())
-            .any(|target| target == path)
-    };
     let mut stream = TcpStream::connect(fixture.server.address).await.unwrap();
     let head = format!(
         "POST {} HTTP/1.1\r\nhost: test\r\ncontent-length: 1000000000\r\n\
@@ -308,8 +290,104 @@ async fn a_client_that_goes_away_leaves_what_it_sent_and_no_descriptor() {
     stream.write_all(head.as_bytes()).await.unwrap();
     stream.write_all(&vec![b'x'; 4 << 20]).await.unwrap();
     until(|| fs::metadata(&path).is_ok_and(|found| found.len() > 0)).await;
-    assert!(is_open());
+    assert!(is_open(&path));
     drop(stream);
-    until(|| !is_open()).await;
+    until(|| !is_open(&path)).await;
     assert!(fs::metadata(&path).unwrap().len() > 0);
+}
+
+// Rules: PUT-13
+#[tokio::test]
+async fn metadata_is_forgotten_where_there_are_no_attributes() {
+    let fixture = Fixture::new().await;
+    let disk = SmallDisk::new("ramfs", "");
+    let headers = [RAW, ("x-metadata-a", "b")];
+    assert_eq!(fixture.server.post(&disk.target("file"), &headers, "x").await.status, 200);
+    assert_eq!(fs::read(disk.path("file")).unwrap(), b"x");
+    assert_eq!(xattr(&disk.path("file"), "user.e2b.a"), None);
+}
+
+// Rules: PUT-8
+#[tokio::test]
+async fn a_form_has_room_for_a_thousand_files() {
+    let fixture = Fixture::new().await;
+    let names: Vec<String> = (0..1000)
+        .map(|n| format!("name=\"file\"; filename=\"{}\"", fixture.text(&format!("d/{n}"))))
+        .collect();
+    let parts: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), "content")).collect();
+    let answer = fixture.upload_form("/files", &parts).await;
+    assert_eq!(answer.json().as_array().unwrap().len(), 1000);
+    assert_eq!(answer.json()[999]["path"], fixture.text("d/999"));
+    assert_eq!(fs::read_dir(fixture.path("d")).unwrap().count(), 1000);
+}
+
+// Rules: PUT-17
+#[tokio::test]
+async fn whoever_has_the_file_open_sees_the_new_content() {
+    let fixture = Fixture::new().await;
+    fs::write(fixture.path("file"), "old").unwrap();
+    let mut open = fs::File::open(fixture.path("file")).unwrap();
+    fixture.upload("file", "new content").await;
+    let mut content = String::new();
+    open.read_to_string(&mut content).unwrap();
+    assert_eq!(content, "new content");
+}
+
+// Rules: PUT-27, GET-7
+#[tokio::test]
+async fn a_name_may_hold_anything_but_a_slash_and_a_nul() {
+    let fixture = Fixture::new().await;
+    let longest = "n".repeat(255);
+    for name in [
+        "-rf",
+        "two\nlines",
+        "tab\t",
+        "\"quoted\"",
+        "it's",
+        "back\\slash",
+        "%2F",
+        "%22",
+        "a+b&c=d;e",
+        "\u{1}",
+        "né 你好 🙂",
+        " blanks ",
+        "~",
+        "..x",
+        &longest,
+    ] {
+        let target = fixture.target(name);
+        let answer = fixture.server.post(&target, &[RAW], name.to_owned()).await;
+        assert_eq!(answer.json()[0]["name"], name);
+        assert_eq!(fs::read_to_string(fixture.path(name)).unwrap(), name);
+        let answer = fixture.server.get(&target, &[]).await;
+        assert_eq!((answer.status.as_u16(), &answer.body[..]), (200, name.as_bytes()));
+        assert!(answer.header("content-disposition").unwrap().starts_with("inline; filename"));
+    }
+    let too_long = fixture.server.post(&fixture.target(&"n".repeat(256)), &[RAW], "x").await;
+    assert_eq!(too_long.error().0, 500);
+    let nul = fixture.server.post(&fixture.target("a\0b"), &[RAW], "x").await;
+    assert_eq!(nul.error().0, 400);
+}
+
+// Rules: PUT-26
+#[tokio::test]
+async fn nothing_is_written_for_nobody() {
+    let fixture = Fixture::new().await;
+    let target = fixture.target("file") + "&username=nosuchuser";
+    assert_eq!(fixture.server.post(&target, &[RAW], "x").await.error().0, 401);
+    assert!(!fixture.path("file").exists());
+}
+
+// Rules: PUT-23
+#[tokio::test]
+async fn a_body_that_breaks_off_is_an_error_and_leaves_what_came() {
+    let fixture = Fixture::new().await;
+    let packed = gzip(&vec![b'x'; 4 << 20]);
+    let headers = [RAW, ("content-encoding", "gzip")];
+    let half = packed[..packed.len() - 9].to_vec();
+    let answer = fixture.server.post(&fixture.target("file"), &headers, half).await;
+    assert_eq!(answer.error().0, 400);
+    let length = fs::metadata(fixture.path("file")).unwrap().len();
+    assert!(length > 0 && length <= 4 << 20, "{length}");
+    until(|| !is_open(&fixture.path("file"))).await;
 }

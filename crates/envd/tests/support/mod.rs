@@ -86,6 +86,11 @@ impl Envd {
         self.child.id()
     }
 
+    /// Where it listens, for what no HTTP client sends.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     pub async fn send(&self, request: Request<Full<Bytes>>) -> Response<Incoming> {
         let stream = TcpStream::connect(self.address).await.unwrap();
         let (mut sender, connection) =
@@ -174,6 +179,18 @@ impl Envd {
         let mut body = json!({ "process": { "cmd": cmd, "args": args, "cwd": "/" } });
         merge(&mut body, fields);
         self.stream("Start", headers, &[body]).await
+    }
+
+    /// Follows a process that runs.
+    pub async fn connect(&self, selector: Value) -> Events {
+        self.stream("Connect", &[], &[json!({ "process": selector })]).await
+    }
+
+    /// The most memory that it ever had.
+    pub fn peak_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        peak.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
     /// The process ids that List shows.

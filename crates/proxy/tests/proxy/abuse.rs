@@ -52,6 +52,7 @@ impl Directory for Only {
     }
 }
 
+// Rules: PROXY-23
 #[tokio::test]
 async fn a_sandbox_has_at_most_1024_connections() {
     let slow = Slow::default();
@@ -100,6 +101,7 @@ async fn who_does_not_finish_the_first_head_is_cut_off() {
     }
 }
 
+// Rules: PROXY-32, TRAP-20
 #[tokio::test]
 async fn a_connection_may_idle_but_not_stall_within_a_head() {
     let (tell, mut told) = mpsc::unbounded_channel();

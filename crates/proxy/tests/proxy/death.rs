@@ -40,6 +40,7 @@ fn stall(listener: TcpListener) -> mpsc::UnboundedReceiver<&'static str> {
 
 const FRAMINGS: [&str; 3] = ["/chunked", "/length", "/close"];
 
+// Rules: PROXY-33, PROXY-34, TRAP-2
 #[tokio::test]
 async fn a_response_under_way_is_aborted() {
     for framing in FRAMINGS {
@@ -75,6 +76,7 @@ async fn a_response_under_way_is_aborted() {
     }
 }
 
+// Rules: PROXY-33, TRAP-2
 #[tokio::test]
 async fn on_the_wire_there_is_no_terminal_chunk() {
     let guest = Guest::new();
@@ -99,6 +101,7 @@ async fn on_the_wire_there_is_no_terminal_chunk() {
     }
 }
 
+// Rules: PROXY-41
 #[tokio::test]
 async fn a_server_that_dies_by_itself_aborts_its_response() {
     let guest = Guest::new();
@@ -127,6 +130,7 @@ async fn a_server_that_dies_by_itself_aborts_its_response() {
     }
 }
 
+// Rules: PROXY-17
 #[tokio::test]
 async fn a_request_that_waits_for_its_response_is_answered() {
     for port in [ENVD, 8080] {

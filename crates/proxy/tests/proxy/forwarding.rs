@@ -33,6 +33,7 @@ async fn echoed(stack: &Stack, port: u16, request: http::Request<TestBody>) -> V
     serde_json::from_str(&answer.body).unwrap()
 }
 
+// Rules: PROXY-26
 #[tokio::test]
 async fn a_request_arrives_as_it_was_sent() {
     let guest = Guest::new();
@@ -65,6 +66,7 @@ async fn a_request_arrives_as_it_was_sent() {
     }
 }
 
+// Rules: PROXY-12, TRAP-21
 #[tokio::test]
 async fn headers_route_on_shared_hosts() {
     let guest = Guest::new();
@@ -83,6 +85,7 @@ async fn headers_route_on_shared_hosts() {
     }
 }
 
+// Rules: PROXY-13
 #[tokio::test]
 async fn the_host_wins_over_headers_and_over_another_host_header() {
     let guest = Guest::new();
@@ -113,6 +116,7 @@ async fn the_host_wins_over_headers_and_over_another_host_header() {
     }
 }
 
+// Rules: PROXY-27
 #[tokio::test]
 async fn a_masked_host_is_what_the_server_sees() {
     let access = Access { mask_host: Some("app.test:${PORT}".into()), ..Access::default() };
@@ -128,6 +132,7 @@ async fn a_masked_host_is_what_the_server_sees() {
     }
 }
 
+// Rules: PROXY-25, TRAP-20
 #[tokio::test]
 async fn http2_clients_reach_http1_servers() {
     let guest = Guest::new();
@@ -147,6 +152,7 @@ async fn http2_clients_reach_http1_servers() {
     }
 }
 
+// Rules: PROXY-28
 #[tokio::test]
 async fn a_response_comes_back_as_it_was_sent() {
     let guest = Guest::new();

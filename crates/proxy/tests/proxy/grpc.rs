@@ -41,6 +41,7 @@ fn call(body: TestBody) -> http::Request<TestBody> {
     request
 }
 
+// Rules: PROXY-40
 #[tokio::test]
 async fn calls_stream_both_ways_and_end_with_a_status() {
     let guest = Guest::new();

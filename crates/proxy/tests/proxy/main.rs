@@ -7,6 +7,7 @@
 mod abuse;
 mod death;
 mod forwarding;
+mod frames;
 mod grpc;
 mod lifetime;
 mod memory;

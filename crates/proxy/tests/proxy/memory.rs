@@ -33,6 +33,7 @@ where
     size
 }
 
+// Rules: PROXY-39
 #[tokio::test]
 async fn two_hundred_megabytes_each_way() {
     let guest = Guest::new();

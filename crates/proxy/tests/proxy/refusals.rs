@@ -26,6 +26,7 @@ fn assert_page(answer: &Answer, phrase: &str) {
     assert!(answer.body.contains(ID));
 }
 
+// Rules: PROXY-17, PROXY-19, TRAP-3, TRAP-48
 #[tokio::test]
 async fn an_unknown_sandbox_is_502_on_every_port() {
     for stack in [one_hop().await, two_hops().await] {
@@ -42,6 +43,7 @@ async fn an_unknown_sandbox_is_502_on_every_port() {
     }
 }
 
+// Rules: PROXY-18, PROXY-19, PROXY-24, TRAP-3, TRAP-48
 #[tokio::test]
 async fn a_closed_port_is_502_after_five_tries() {
     let guest = Guest::new();
@@ -60,6 +62,7 @@ async fn a_closed_port_is_502_after_five_tries() {
     }
 }
 
+// Rules: PROXY-24
 #[tokio::test]
 async fn a_server_that_starts_to_listen_meanwhile_is_reached() {
     let guest = Guest::new();
@@ -77,6 +80,7 @@ async fn a_server_that_starts_to_listen_meanwhile_is_reached() {
     }
 }
 
+// Rules: PROXY-20
 #[tokio::test]
 async fn what_does_not_speak_http_is_502() {
     let guest = Guest::new();
@@ -95,6 +99,7 @@ async fn what_does_not_speak_http_is_502() {
     }
 }
 
+// Rules: PROXY-14, PROXY-15
 #[tokio::test]
 async fn requests_for_nothing_are_400_in_plain_text() {
     for stack in [one_hop().await, two_hops().await] {
@@ -122,6 +127,7 @@ async fn requests_for_nothing_are_400_in_plain_text() {
     }
 }
 
+// Rules: PROXY-1, PROXY-3, PROXY-4
 #[tokio::test]
 async fn control_routes_are_404_whether_or_not_the_sandbox_exists() {
     let guest = Guest::new();
@@ -154,6 +160,7 @@ async fn control_routes_are_404_whether_or_not_the_sandbox_exists() {
     }
 }
 
+// Rules: PROXY-21
 #[tokio::test]
 async fn a_private_sandbox_wants_its_traffic_token() {
     let guest =

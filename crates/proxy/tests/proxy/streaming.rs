@@ -20,6 +20,7 @@ fn mirror() -> Router {
     }))
 }
 
+// Rules: PROXY-30, PROXY-31, TRAP-5
 #[tokio::test]
 async fn each_event_arrives_before_the_next_is_made() {
     let guest = Guest::new();
@@ -53,6 +54,7 @@ async fn each_event_arrives_before_the_next_is_made() {
     }
 }
 
+// Rules: PROXY-30
 #[tokio::test]
 async fn request_and_response_stream_at_the_same_time() {
     let guest = Guest::new();
@@ -76,6 +78,7 @@ async fn request_and_response_stream_at_the_same_time() {
     }
 }
 
+// Rules: PROXY-40
 #[tokio::test]
 async fn trailers_pass_both_ways() {
     let guest = Guest::new();
@@ -110,6 +113,7 @@ async fn trailers_pass_both_ways() {
     }
 }
 
+// Rules: PROXY-38
 #[tokio::test]
 async fn a_client_that_leaves_is_noticed_in_the_sandbox() {
     let guest = Guest::new();
@@ -197,6 +201,7 @@ async fn a_server_that_stops_reading_stops_the_client() {
     }
 }
 
+// Rules: PROXY-28, PROXY-31
 #[tokio::test]
 async fn an_event_stream_of_axum_passes() {
     let guest = Guest::new();

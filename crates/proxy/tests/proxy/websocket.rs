@@ -40,6 +40,7 @@ async fn open(stack: &Stack, port: u16) -> WebSocketStream<TcpStream> {
     client_async(request, stream).await.unwrap().0
 }
 
+// Rules: PROXY-29
 #[tokio::test]
 async fn messages_of_all_sizes_pass_both_ways() {
     let guest = Guest::new();
@@ -70,6 +71,7 @@ async fn a_client_that_vanishes_is_noticed() {
     }
 }
 
+// Rules: PROXY-29
 #[tokio::test]
 async fn the_end_of_the_sandbox_ends_the_socket() {
     let guest = Guest::new();
@@ -102,6 +104,7 @@ async fn a_server_may_decline() {
     }
 }
 
+// Rules: PROXY-2, PROXY-29
 #[tokio::test]
 async fn nobody_gets_past_the_checks_by_upgrading() {
     let guest = Guest::new();
@@ -164,6 +167,7 @@ async fn bytes_sent_along_with_the_switch_are_not_lost() {
     }
 }
 
+// Rules: PROXY-21
 #[tokio::test]
 async fn a_socket_needs_the_traffic_token_too() {
     let access = atoll_proxy::Access { traffic_token: Some("t".into()), ..Default::default() };

@@ -5,6 +5,7 @@
 //! - [`keys`]: tiers, teams, users, API keys and access tokens, and the seed.
 //! - [`templates`]: templates, aliases, builds and how a reference leads to one.
 //! - [`metrics`]: samples of resource use.
+//! - [`logs`]: what sandboxes log.
 //!
 //! The schema is `migrations/sqlite/`, run at open. Queries keep to what PostgreSQL understands too:
 //! `$1` placeholders, ids as text, times as microseconds, `ON CONFLICT`. Writes of more than one
@@ -14,6 +15,7 @@
 mod columns;
 mod error;
 mod keys;
+mod logs;
 mod metrics;
 mod templates;
 
@@ -21,6 +23,7 @@ use std::{fs::OpenOptions, io, os::unix::fs::OpenOptionsExt, path::Path, time::D
 
 use async_trait::async_trait;
 use atoll_core::{Result, TemplateId, reference::Reference};
+use atoll_wire::node::LogLine;
 use jiff::Timestamp;
 use sqlx::{
     Sqlite, SqlitePool, Transaction,
@@ -32,7 +35,7 @@ use uuid::Uuid;
 use self::error::{Context, cannot_create, cannot_migrate};
 use crate::{
     database::{Database, NewBuild, Resolved, Seed},
-    model::{KeyOwner, MetricRow, Team, Template, TokenOwner},
+    model::{KeyOwner, LogQuery, MetricRow, Team, Template, TokenOwner},
 };
 
 static MIGRATIONS: Migrator = sqlx::migrate!("./migrations/sqlite");
@@ -170,6 +173,18 @@ impl Database for SqliteDatabase {
 
     async fn prune_metrics(&self, before: i64) -> Result<()> {
         metrics::prune(self, before).await
+    }
+
+    async fn put_logs(&self, lines: &[LogLine]) -> Result<()> {
+        logs::put(self, lines).await
+    }
+
+    async fn logs(&self, query: &LogQuery) -> Result<Vec<LogLine>> {
+        logs::find(self, query).await
+    }
+
+    async fn prune_logs(&self, before: Timestamp, keep: u32) -> Result<()> {
+        logs::prune(self, before, keep).await
     }
 }
 

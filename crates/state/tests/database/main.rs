@@ -5,6 +5,7 @@
 
 mod accounts;
 mod fixture;
+mod logs;
 mod metrics;
 mod templates;
 
@@ -63,6 +64,12 @@ backends! {
         metrics::large_batches_and_odd_numbers,
         metrics::old_samples_are_pruned,
         metrics::concurrent_writers_wait_their_turn,
+        logs::lines_come_back_in_order_in_both_directions,
+        logs::pages_lose_no_line_and_repeat_none,
+        logs::a_log_is_searched_by_level_text_and_time,
+        logs::another_team_sees_no_lines,
+        logs::a_line_that_is_delivered_twice_is_kept_once,
+        logs::old_lines_and_too_many_are_pruned,
     ];
     sqlite: fixture::SqliteFixture,
 }

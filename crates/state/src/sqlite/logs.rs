@@ -1,0 +1,120 @@
+//! What sandboxes log.
+
+use std::collections::BTreeMap;
+
+use atoll_core::{Error, Result, error::codes};
+use atoll_wire::{log::LogLevel, node::LogLine};
+use jiff::Timestamp;
+use sqlx::{QueryBuilder, Sqlite, sqlite::SqliteRow};
+
+use super::{SqliteDatabase, columns::Columns, error::Context};
+use crate::model::{Direction, LogQuery};
+
+/// Rows of one insert statement; eight values each, and SQLite binds at most 32766.
+const INSERT_ROWS: usize = 500;
+/// Rows of one delete: between two, other writers get their turn.
+const DELETE_ROWS: i64 = 10_000;
+
+/// The levels as they are stored, each at its number.
+const LEVELS: [LogLevel; 4] = [LogLevel::Debug, LogLevel::Info, LogLevel::Warn, LogLevel::Error];
+
+fn level_number(level: LogLevel) -> i64 {
+    match level {
+        LogLevel::Debug => 0,
+        LogLevel::Info => 1,
+        LogLevel::Warn => 2,
+        LogLevel::Error => 3,
+    }
+}
+
+pub(super) async fn put(db: &SqliteDatabase, lines: &[LogLine]) -> Result<()> {
+    if lines.is_empty() {
+        return Ok(());
+    }
+    let mut tx = db.begin_write().await?;
+    for lines in lines.chunks(INSERT_ROWS) {
+        let mut query = QueryBuilder::<Sqlite>::new(
+            "INSERT INTO sandbox_logs (sandbox_id, timestamp, sequence, team_id, level, logger, \
+             message, fields) ",
+        );
+        let fields = lines.iter().map(fields_text).collect::<Result<Vec<_>>>()?;
+        query.push_values(lines.iter().zip(fields), |mut values, (line, fields)| {
+            values
+                .push_bind(line.sandbox.as_str())
+                .push_bind(line.timestamp.as_microsecond())
+                .push_bind(i64::try_from(line.sequence).unwrap_or(i64::MAX))
+                .push_bind(&line.team)
+                .push_bind(level_number(line.level))
+                .push_bind(&line.logger)
+                .push_bind(&line.message)
+                .push_bind(fields);
+        });
+        query.push(" ON CONFLICT (sandbox_id, timestamp, sequence) DO NOTHING");
+        query.build().execute(&mut *tx).await.coded()?;
+    }
+    tx.commit().await.coded()
+}
+
+fn fields_text(line: &LogLine) -> Result<String> {
+    serde_json::to_string(&line.fields)
+        .map_err(|error| Error::new(codes::INTERNAL, format!("a log line: {error}.")))
+}
+
+pub(super) async fn find(db: &SqliteDatabase, wanted: &LogQuery) -> Result<Vec<LogLine>> {
+    let mut query = QueryBuilder::<Sqlite>::new(
+        "SELECT sandbox_id, timestamp, sequence, team_id, level, logger, message, fields \
+         FROM sandbox_logs WHERE sandbox_id = ",
+    );
+    query.push_bind(&wanted.sandbox);
+    query.push(" AND timestamp >= ").push_bind(wanted.from.as_microsecond());
+    query.push(" AND timestamp < ").push_bind(wanted.until.as_microsecond());
+    query.push(" AND team_id = ").push_bind(&wanted.team);
+    query.push(" AND level >= ").push_bind(level_number(wanted.level));
+    if !wanted.search.is_empty() {
+        // What LIKE compares, and how a position is called, differs between databases.
+        query.push(" AND replace(message, ").push_bind(&wanted.search).push(", '') <> message");
+    }
+    query.push(match wanted.direction {
+        Direction::Forward => " ORDER BY timestamp, sequence",
+        Direction::Backward => " ORDER BY timestamp DESC, sequence DESC",
+    });
+    query.push(" LIMIT ").push_bind(i64::from(wanted.limit));
+    let rows = query.build().fetch_all(&db.pool).await.coded()?;
+    rows.iter().map(read_row).collect()
+}
+
+fn read_row(row: &SqliteRow) -> Result<LogLine> {
+    let level: usize = row.number("level")?;
+    // An unreadable value was not written by Atoll; the line is worth more than the value.
+    let fields: BTreeMap<String, String> =
+        serde_json::from_str(row.value("fields")?).unwrap_or_default();
+    Ok(LogLine {
+        sandbox: row.id("sandbox_id")?,
+        team: row.value("team_id")?,
+        timestamp: row.time("timestamp")?,
+        sequence: row.number("sequence")?,
+        level: LEVELS.get(level).copied().unwrap_or(LogLevel::Error),
+        logger: row.value("logger")?,
+        message: row.value("message")?,
+        fields,
+    })
+}
+
+pub(super) async fn prune(db: &SqliteDatabase, before: Timestamp, keep: u32) -> Result<()> {
+    loop {
+        let deleted = sqlx::query(
+            "DELETE FROM sandbox_logs WHERE id IN (SELECT id FROM sandbox_logs \
+             WHERE timestamp < $1 OR id <= (SELECT MAX(id) FROM sandbox_logs) - $2 LIMIT $3)",
+        )
+        .bind(before.as_microsecond())
+        .bind(i64::from(keep))
+        .bind(DELETE_ROWS)
+        .execute(&db.pool)
+        .await
+        .coded()?
+        .rows_affected();
+        if deleted < DELETE_ROWS.unsigned_abs() {
+            return Ok(());
+        }
+    }
+}
