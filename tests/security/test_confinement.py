@@ -119,6 +119,7 @@ def test_the_control_secret_is_nowhere_to_be_read(shared: Sandbox) -> None:
     assert "control" not in root(shared, "tr '\\0' ' ' < /proc/1/cmdline")
 
 
+# Rules: PROXY-5, TRAP-18
 def test_init_without_the_secret_is_refused(shared: Sandbox) -> None:
     script = (
         "curl -s -o /dev/null -w '%{http_code}' -X POST http://127.0.0.1:49983/init"

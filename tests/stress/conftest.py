@@ -7,8 +7,12 @@ from collections.abc import Callable
 
 import pytest
 
+from support import names
 from support.host import Counts, count
 from support.stack import Stack
+
+#: Some tests open sandboxes by name.
+pytest_configure = names.pytest_configure
 
 
 def instance_of(stack: Stack) -> str:

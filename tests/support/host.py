@@ -8,6 +8,10 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from e2b import Sandbox
+
+from support.names import outside_proc
+
 _NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
 
 
@@ -43,7 +47,7 @@ def count(instance: str, pid: int, data_dir: Path) -> Counts:
 
 def left_behind(instance: str, data_dir: Path) -> dict[str, list[str]]:
     """What is still there of an instance that does not run; nothing should be."""
-    mounts = [line for line in _lines(Path("/proc/self/mountinfo")) if str(data_dir) in line]
+    mounts = [line for line in _lines(outside_proc() / "mountinfo") if str(data_dir) in line]
     found = {
         "processes": [str(process) for process in instance_processes(instance, None)],
         "mounts": mounts,
@@ -76,6 +80,43 @@ def instance_processes(instance: str, pid: int | None) -> list[int]:
     return sorted(members | children)
 
 
+def envd_of(sandbox: Sandbox) -> int:
+    """The host's process id of a sandbox's first process."""
+    handle = sandbox.commands.run("exec sleep 600", background=True, timeout=0)
+    try:
+        for status in Path("/proc").glob("[0-9]*/status"):
+            try:
+                fields = dict(line.split(":\t", 1) for line in status.read_text().splitlines())
+                environment = (status.parent / "environ").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            inside = fields["NSpid"].split()[-1] == str(handle.pid)
+            if inside and f"E2B_SANDBOX_ID={sandbox.sandbox_id}".encode() in environment:
+                return int(fields["PPid"])
+    finally:
+        handle.kill()
+    raise AssertionError(f"no process of {sandbox.sandbox_id} is to be seen")
+
+
+def open_files(pid: int) -> list[str]:
+    """What a process has open, as it sees the names."""
+    return _descriptor_links(pid)
+
+
+def first_process(sandbox_id: str) -> int:
+    """The host's id of the process that is 1 in a running sandbox: its envd."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            status = (entry / "status").read_text()
+            identity = (entry / "root/run/e2b/.E2B_SANDBOX_ID").read_text()
+        except OSError:
+            continue
+        pids = next(line for line in status.splitlines() if line.startswith("NSpid:")).split()
+        if identity == sandbox_id and pids[-1] == "1":
+            return int(entry.name)
+    raise AssertionError(f"no process of {sandbox_id} on this machine")
+
+
 def instance_cgroups(instance: str) -> list[str]:
     """Directories of the instance in every hierarchy."""
     return [
@@ -83,6 +124,18 @@ def instance_cgroups(instance: str) -> list[str]:
         for directory, _, _ in os.walk("/sys/fs/cgroup")
         if f"atoll-{instance}" in directory
     ]
+
+
+def oom_kills(instance: str) -> int:
+    """How often the kernel has ended something of the instance for want of memory."""
+    directories = [Path(directory) for directory in instance_cgroups(instance)]
+    files = [
+        directory / name
+        for directory in directories
+        for name in ("memory.oom_control", "memory.events")
+    ]
+    lines = [line.split() for file in files if file.exists() for line in _lines(file)]
+    return sum(int(count) for name, count in lines if name == "oom_kill")
 
 
 def instance_links(instance: str, pid: int) -> list[str]:

@@ -1,5 +1,7 @@
 """Which SDK the tests run with, and what it has."""
 
+import inspect
+from collections.abc import Callable
 from importlib.metadata import version
 
 import pytest
@@ -21,3 +23,10 @@ def needs(owner: type, name: str) -> pytest.MarkDecorator:
 def since(release: str, what: str) -> pytest.MarkDecorator:
     """Skips a test with an SDK from before `release`, where `what` does not exist."""
     return pytest.mark.skipif(Version(release) > SDK, reason=f"new in e2b {release}: {what}")
+
+
+def takes(function: Callable[..., object], option: str) -> pytest.MarkDecorator:
+    """Skips a test with an SDK whose `function` is older than one of its options."""
+    absent = option not in inspect.signature(function).parameters and SDK < NEWEST
+    name = getattr(function, "__qualname__", function)
+    return pytest.mark.skipif(absent, reason=f"e2b {SDK} has no {option} in {name}")

@@ -19,13 +19,14 @@ from pathlib import Path
 
 import httpx
 
-from support import paths
+from support import names, paths
 
 #: The ports of the test stack, beside a user's own; tests use those 100 above too.
 PORTS = {
     name: port + 200 * paths.STACK
     for name, port in {
         "api": 23000,
+        "front": 23443,
         "proxy": 23002,
         "proxy-health": 23003,
         "rpc": 25008,
@@ -46,11 +47,13 @@ class Stack:
         data_dir: Path = paths.DATA_DIR,
         wrap: Sequence[str] = (),
         log_name: str = "stack",
+        options: Sequence[str] = (),
     ) -> None:
         """`wrap` is put in front of the command, to run it elsewhere (a network namespace)."""
         self.data_dir = data_dir
         self.log = paths.LOGS / f"{log_name}.log"
-        self._wrap = list(wrap)
+        self._wrap = [*names.outside(), *wrap]
+        self._options = list(options)
         self._process: subprocess.Popen[bytes] | None = None
         self.env: dict[str, str] = {}
 
@@ -67,6 +70,7 @@ class Stack:
             *self._wrap,
             *(str(paths.ATOLL), "up", "--data-dir", str(self.data_dir), "--ca-bundle", "host"),
             *ports,
+            *self._options,
         ]
 
     def start(self) -> None:
@@ -191,6 +195,7 @@ def session(log_name: str = "stack") -> Iterator[Stack | RunningStack]:
 
 def main() -> int:
     """Runs the command given against a stack; its status is ours."""
+    names.reexec("-m", "support.stack", *sys.argv[1:])
     with session(log_name="stack-js") as stack:
         code = subprocess.run(sys.argv[1:], check=False).returncode
         if code:

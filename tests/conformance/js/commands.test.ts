@@ -9,11 +9,13 @@ beforeAll(async () => {
   return () => sandbox.kill()
 })
 
+// Rules: PROC-30
 test('output and status', async () => {
   const result = await sandbox.commands.run('echo out; echo err >&2')
   expect([result.stdout, result.stderr, result.exitCode]).toEqual(['out\n', 'err\n', 0])
 })
 
+// Rules: PROC-8, PROC-36
 test('a failing command throws with all it said', async () => {
   const failed = await sandbox.commands.run('echo out; exit 7').catch((error: unknown) => error)
   expect(failed).toBeInstanceOf(CommandExitError)
@@ -21,6 +23,7 @@ test('a failing command throws with all it said', async () => {
   expect((failed as CommandExitError).stdout).toBe('out\n')
 })
 
+// Rules: PROC-13, PROC-14, PROC-15
 test('the default user, directory and variables', async () => {
   expect((await sandbox.commands.run('whoami; pwd')).stdout).toBe('user\n/home/user\n')
   expect((await sandbox.commands.run('whoami', { user: 'root' })).stdout).toBe('root\n')
@@ -28,6 +31,7 @@ test('the default user, directory and variables', async () => {
   expect((await sandbox.commands.run('echo $X', { envs: { X: 'ü y' } })).stdout).toBe('ü y\n')
 })
 
+// Rules: STREAM-14, TRAP-5
 test('output is streamed', async () => {
   let seen = ''
   const handle = await sandbox.commands.run(
@@ -39,10 +43,12 @@ test('output is streamed', async () => {
   expect((await handle.wait()).stdout).toBe('first\nsecond\n')
 })
 
+// Rules: PROC-44
 test('timeout', async () => {
   await expect(sandbox.commands.run('sleep 600', { timeoutMs: 1000 })).rejects.toThrow(TimeoutError)
 })
 
+// Rules: PROC-60, PROC-43, PROC-62, PROC-65
 test('background commands are listed, connected to and killed', async () => {
   const handle = await sandbox.commands.run('sleep 600', { background: true })
   const listed = await sandbox.commands.list()
@@ -55,6 +61,7 @@ test('background commands are listed, connected to and killed', async () => {
   await expect(sandbox.commands.connect(999_999)).rejects.toThrow(NotFoundError)
 })
 
+// Rules: PROC-24, PROC-50
 test('stdin', async () => {
   const handle = await sandbox.commands.run('head -n 2', { background: true, stdin: true })
   await sandbox.commands.sendStdin(handle.pid, 'one\n')
@@ -62,6 +69,7 @@ test('stdin', async () => {
   expect((await handle.wait()).stdout).toBe('one\ntwo\n')
 })
 
+// Rules: PROC-23, PROC-55
 test('a terminal', async () => {
   let output = ''
   const decoder = new TextDecoder()
@@ -76,6 +84,7 @@ test('a terminal', async () => {
   expect(output).toContain('50 132')
 })
 
+// Rules: PROC-37
 test('a killed terminal says so', async () => {
   const handle = await sandbox.pty.create({ cols: 80, rows: 24, onData: () => {} })
   expect(await sandbox.pty.kill(handle.pid)).toBe(true)
@@ -85,6 +94,7 @@ test('a killed terminal says so', async () => {
 })
 
 // Before, the SDK passed on whatever its HTTP library said.
+// Rules: PROXY-36, TRAP-2
 test.skipIf(before('2.30.1'))('a killed sandbox ends its commands with a timeout error', async () => {
   const doomed = await create()
   const handle = await doomed.commands.run('sleep 600', { background: true, timeoutMs: 0 })
@@ -93,6 +103,7 @@ test.skipIf(before('2.30.1'))('a killed sandbox ends its commands with a timeout
   expect(await failed).toBeInstanceOf(TimeoutError)
 })
 
+// Rules: PROXY-36
 test('a command in a dead sandbox is not found', async () => {
   const dead = await create()
   await dead.kill()

@@ -11,6 +11,7 @@ beforeAll(async () => {
   return () => sandbox.kill()
 })
 
+// Rules: GET-18, PUT-24
 test('text, bytes, blobs and streams', async () => {
   const content = new Uint8Array(randomBytes(100_000))
   await sandbox.files.write('text.txt', 'grüße')
@@ -23,11 +24,13 @@ test('text, bytes, blobs and streams', async () => {
   expect(new Uint8Array(await new Response(stream).arrayBuffer())).toEqual(content)
 })
 
+// Rules: PUT-9
 test('what a write answers', async () => {
   const info = await sandbox.files.write('answer.txt', 'x')
   expect(info).toMatchObject({ name: 'answer.txt', path: '/home/user/answer.txt', type: 'file' })
 })
 
+// Rules: GET-15
 test('empty files', async () => {
   await sandbox.files.write('empty', '')
   expect(await sandbox.files.read('empty')).toBe('')
@@ -42,6 +45,7 @@ test('fifty megabytes', async () => {
   await sandbox.files.remove('large.bin')
 })
 
+// Rules: PUT-3, PUT-24
 test('several at once', async () => {
   await sandbox.files.write([
     { path: 'several/one', data: 'one' },
@@ -51,6 +55,7 @@ test('several at once', async () => {
   expect(await sandbox.files.read('several/deeper/zwei ü.txt')).toBe('two')
 })
 
+// Rules: DIR-1, DIR-8, DIR-9, LIST-5
 test('directories', async () => {
   expect(await sandbox.files.makeDir('dir/sub')).toBe(true)
   expect(await sandbox.files.makeDir('dir/sub')).toBe(false)
@@ -67,12 +72,14 @@ test('directories', async () => {
   expect(await sandbox.files.exists('dir')).toBe(false)
 })
 
+// Rules: GET-4, LIST-7, STAT-2
 test('what is not there', async () => {
   await expect(sandbox.files.read('not-there')).rejects.toThrow(NotFoundError)
   await expect(sandbox.files.list('/not/there')).rejects.toThrow(NotFoundError)
   await expect(sandbox.files.getInfo('not-there')).rejects.toThrow(NotFoundError)
 })
 
+// Rules: WATCH-5, WATCH-16, WATCH-21
 test('watching a directory', async () => {
   const events: FilesystemEvent[] = []
   await sandbox.files.makeDir('watched')
@@ -89,6 +96,7 @@ test('watching a directory', async () => {
   await watch.stop()
 })
 
+// Rules: SIGN-13, GET-1, TRAP-6
 test('signed links need no token, and wrong ones are refused', async () => {
   await sandbox.files.write('signed ü.txt', 'for whoever has the link')
   const follow = (link: string) => {

@@ -18,6 +18,7 @@ test('killing what was never there is false', async () => {
   expect(await Sandbox.kill('non-existing')).toBe(false)
 })
 
+// Rules: SDK-1, TRAP-1
 test('connect reaches the same sandbox', async () => {
   const sandbox = await create()
   await sandbox.files.write('note.txt', 'from the first')
@@ -66,6 +67,7 @@ test('metrics appear', async () => {
   expect(metrics![0].cpuCount).toBeGreaterThan(0)
 })
 
+// Rules: PROXY-10, PROXY-18
 test('a server is reached by name, and a closed port is 502', async () => {
   const sandbox = await create()
   await sandbox.files.write('index.html', 'served')

@@ -248,6 +248,7 @@ def test_a_body_over_the_limit_is_refused(api: httpx.Client) -> None:
     check_error(answer, 413)
 
 
+# Rules: TRAP-45
 def test_a_body_without_a_length_may_be_sent(post: Callable[..., httpx.Response]) -> None:
     def chunks() -> Iterator[bytes]:
         yield b'{"templateID": "base", '
@@ -274,6 +275,7 @@ UNSUPPORTED = [
 ]
 
 
+# Rules: TRAP-45
 @pytest.mark.parametrize("field", UNSUPPORTED, ids=[json.dumps(f)[:40] for f in UNSUPPORTED])
 def test_what_cannot_be_honoured_is_refused(
     post: Callable[..., httpx.Response], field: dict[str, Any]
@@ -302,6 +304,7 @@ def test_unknown_routes_and_methods(api: httpx.Client) -> None:
     check_error(api.put("/v2/sandboxes", json={}), 405)
 
 
+# Rules: SDK-4
 def test_default_timeouts(post: Callable[..., httpx.Response], api: httpx.Client) -> None:
     for path, seconds in [("/sandboxes", 15), ("/v2/sandboxes", 300)]:
         made = post(path, json={"templateID": "base"}).json()
@@ -310,6 +313,7 @@ def test_default_timeouts(post: Callable[..., httpx.Response], api: httpx.Client
         assert abs((end - start).total_seconds() - seconds) <= 2
 
 
+# Rules: TRAP-45
 def test_the_same_idempotency_key_gives_the_same_sandbox(
     post: Callable[..., httpx.Response],
 ) -> None:
@@ -321,6 +325,7 @@ def test_the_same_idempotency_key_gives_the_same_sandbox(
     assert first.json()["sandboxID"] == second.json()["sandboxID"]
 
 
+# Rules: GATE-1, SDK-3
 def test_a_sandbox_object_has_what_clients_need(post: Callable[..., httpx.Response]) -> None:
     body = post("/v2/sandboxes", json={"templateID": "base", "timeout": 30}).json()
     assert body["clientID"] == "6532622b"

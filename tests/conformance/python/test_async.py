@@ -27,6 +27,7 @@ async def sandbox(stack: object) -> AsyncIterator[AsyncSandbox]:
     await made.kill()
 
 
+# Rules: HEALTH-2, PROXY-35
 async def test_life_and_death(stack: object) -> None:
     sandbox = await AsyncSandbox.create(metadata={"kind": "async"}, timeout=60)
     assert await sandbox.is_running()
@@ -44,6 +45,7 @@ async def test_connect(sandbox: AsyncSandbox) -> None:
     assert (await again.commands.run("echo hi")).stdout == "hi\n"
 
 
+# Rules: PROC-30, PROC-36, PROC-44
 async def test_commands(sandbox: AsyncSandbox) -> None:
     result = await sandbox.commands.run("echo out; echo err >&2")
     assert (result.stdout, result.stderr) == ("out\n", "err\n")
@@ -53,6 +55,7 @@ async def test_commands(sandbox: AsyncSandbox) -> None:
         await sandbox.commands.run("sleep 600", timeout=1)
 
 
+# Rules: PROC-24, PROC-50, STREAM-14
 async def test_callbacks_and_stdin(sandbox: AsyncSandbox) -> None:
     lines: list[str] = []
     handle = await sandbox.commands.run(
@@ -86,6 +89,7 @@ async def test_files(sandbox: AsyncSandbox) -> None:
     assert not await sandbox.files.exists("dir")
 
 
+# Rules: WATCH-5, WATCH-16, WATCH-21
 async def test_watching(sandbox: AsyncSandbox) -> None:
     events: list[FilesystemEvent] = []
     await sandbox.files.make_dir("watched")
@@ -104,6 +108,7 @@ async def test_watching(sandbox: AsyncSandbox) -> None:
     await watch.stop()
 
 
+# Rules: PROC-23
 async def test_terminal(sandbox: AsyncSandbox) -> None:
     output = bytearray()
     handle = await sandbox.pty.create(PtySize(rows=30, cols=90), on_data=output.extend)
@@ -112,6 +117,7 @@ async def test_terminal(sandbox: AsyncSandbox) -> None:
     assert b"30 90" in output
 
 
+# Rules: PROXY-36
 @since("2.29.1", "an error for a sandbox that ends")
 async def test_a_killed_sandbox_ends_its_commands_with_a_timeout_error(stack: object) -> None:
     sandbox = await AsyncSandbox.create(timeout=120)

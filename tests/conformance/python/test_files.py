@@ -17,6 +17,7 @@ def names(sandbox: Sandbox, path: str, depth: int = 1) -> list[str]:
     return [entry.path for entry in sandbox.files.list(path, depth=depth)]
 
 
+# Rules: GET-18, PUT-24
 def test_write_and_read_text(shared: Sandbox) -> None:
     info = shared.files.write("text.txt", "grüße\n")
     assert (info.name, info.path) == ("text.txt", "/home/user/text.txt")
@@ -24,12 +25,14 @@ def test_write_and_read_text(shared: Sandbox) -> None:
     assert shared.files.read("/home/user/text.txt") == "grüße\n"
 
 
+# Rules: GET-18, PUT-24
 def test_every_byte_survives(shared: Sandbox) -> None:
     content = bytes(range(256)) * 100
     shared.files.write("bytes.bin", content)
     assert bytes(shared.files.read("bytes.bin", format="bytes")) == content
 
 
+# Rules: GET-18, PUT-24, GATE-3, TRAP-25
 def test_streams_both_ways(shared: Sandbox) -> None:
     content = os.urandom(3_000_000)
     shared.files.write("stream.bin", io.BytesIO(content))
@@ -44,6 +47,7 @@ def test_fifty_megabytes(shared: Sandbox) -> None:
     shared.files.remove("large.bin")
 
 
+# Rules: GET-15
 def test_empty_files(shared: Sandbox) -> None:
     shared.files.write("empty", "")
     assert shared.files.read("empty") == ""
@@ -51,6 +55,7 @@ def test_empty_files(shared: Sandbox) -> None:
     assert shared.files.get_info("empty").size == 0
 
 
+# Rules: PUT-27
 @pytest.mark.parametrize(
     "name",
     ["ünïcödé 你好 🙂.txt", "with space & = ? # %20.txt", "quote'\"d.txt", "-dash", "a\\b"],
@@ -65,6 +70,7 @@ def test_unusual_names(shared: Sandbox, name: str) -> None:
     assert not shared.files.exists(path)
 
 
+# Rules: PUT-17
 def test_overwriting_truncates_and_keeps_the_file(shared: Sandbox) -> None:
     shared.files.write("again.txt", "a long first version")
     shared.commands.run("chmod 600 again.txt; stat -c %i again.txt > inode")
@@ -74,6 +80,7 @@ def test_overwriting_truncates_and_keeps_the_file(shared: Sandbox) -> None:
     assert shared.commands.run("stat -c %i again.txt").stdout == shared.files.read("inode")
 
 
+# Rules: PUT-14, PUT-16, PATH-4, TRAP-7
 def test_new_files_belong_to_the_user(shared: Sandbox) -> None:
     shared.files.write("made/on/the/way/file", "x")
     info = shared.files.get_info("made/on/the/way/file")
@@ -83,6 +90,7 @@ def test_new_files_belong_to_the_user(shared: Sandbox) -> None:
     assert (parent.owner, parent.mode, parent.type) == ("user", 0o755, FileType.DIR)
 
 
+# Rules: PATH-6, PATH-7
 def test_another_users_home(shared: Sandbox) -> None:
     shared.files.write("roots.txt", "x", user="root")
     info = shared.files.get_info("/root/roots.txt")
@@ -90,6 +98,7 @@ def test_another_users_home(shared: Sandbox) -> None:
     assert shared.files.read("roots.txt", user="root") == "x"
 
 
+# Rules: PUT-3, PUT-9, PUT-24, TRAP-15
 def test_several_at_once(shared: Sandbox) -> None:
     written = shared.files.write_files(
         [
@@ -109,6 +118,7 @@ def test_several_at_once(shared: Sandbox) -> None:
     assert shared.files.write_files([]) == []
 
 
+# Rules: GET-4, GET-5, PUT-15, ERR-2
 def test_what_cannot_be_read(shared: Sandbox) -> None:
     with pytest.raises(NotFoundException, match="/home/user/not-there"):
         shared.files.read("not-there")
@@ -118,6 +128,7 @@ def test_what_cannot_be_read(shared: Sandbox) -> None:
         shared.files.write("/home", "x")
 
 
+# Rules: LIST-1, LIST-3, LIST-5
 def test_list_depth(shared: Sandbox) -> None:
     shared.files.write("tree/b/c/d.txt", "x")
     shared.files.write("tree/a.txt", "x")
@@ -129,6 +140,7 @@ def test_list_depth(shared: Sandbox) -> None:
     assert kinds == [FileType.FILE, FileType.DIR]
 
 
+# Rules: LIST-7, LIST-8
 def test_what_cannot_be_listed(shared: Sandbox) -> None:
     with pytest.raises(NotFoundException):
         shared.files.list("/not/there")
@@ -137,17 +149,20 @@ def test_what_cannot_be_listed(shared: Sandbox) -> None:
         shared.files.list("plain")
 
 
+# Rules: STAT-11
 def test_exists(shared: Sandbox) -> None:
     assert shared.files.exists("/etc/passwd")
     assert shared.files.exists("/etc")
     assert not shared.files.exists("/etc/no-such-thing")
 
 
+# Rules: STAT-2, STAT-11
 def test_info_of_a_missing_file(shared: Sandbox) -> None:
     with pytest.raises(NotFoundException):
         shared.files.get_info("/etc/no-such-thing")
 
 
+# Rules: GET-16, STAT-6, STAT-11
 def test_symlinks(shared: Sandbox) -> None:
     shared.files.write("links/target", "content")
     shared.commands.run("ln -s target to-file; ln -s . to-dir; ln -s gone broken", cwd="links")
@@ -159,12 +174,14 @@ def test_symlinks(shared: Sandbox) -> None:
     assert "/home/user/links/to-file" in listed
 
 
+# Rules: DIR-1, DIR-3, RPC-23, TRAP-12
 def test_make_dir_says_whether_it_did(shared: Sandbox) -> None:
     assert shared.files.make_dir("dirs/deep/er") is True
     assert shared.files.make_dir("dirs/deep/er") is False
     assert shared.files.get_info("dirs/deep").owner == "user"
 
 
+# Rules: DIR-4, DIR-5, DIR-7, DIR-8
 def test_rename(shared: Sandbox) -> None:
     shared.files.write("old-name", "content")
     info = shared.files.rename("old-name", "new/place")
@@ -183,6 +200,7 @@ def test_rename_of_a_template_directory(shared: Sandbox) -> None:
     shared.files.rename("/opt-renamed", "/opt", user="root")
 
 
+# Rules: DIR-9
 def test_remove(shared: Sandbox) -> None:
     shared.files.write("rm/a/b", "x")
     shared.files.remove("rm")
@@ -190,6 +208,7 @@ def test_remove(shared: Sandbox) -> None:
     shared.files.remove("rm")
 
 
+# Rules: PUT-10, PUT-12, STAT-9, GATE-3, TRAP-25, TRAP-30
 @since("2.29.1", "file metadata")
 def test_metadata(shared: Sandbox) -> None:
     shared.files.write("tagged", "x", metadata={"Kind": "test", "other": "a b"})
@@ -200,6 +219,7 @@ def test_metadata(shared: Sandbox) -> None:
     assert shared.files.get_info("tagged").metadata is None
 
 
+# Rules: WATCH-6, WATCH-9, WATCH-16, TRAP-38
 def test_watching_a_directory(shared: Sandbox) -> None:
     shared.files.make_dir("watched")
     watch = shared.files.watch_dir("watched")
@@ -220,6 +240,7 @@ def test_watching_a_directory(shared: Sandbox) -> None:
     watch.stop()
 
 
+# Rules: WATCH-8, WATCH-10, GATE-3
 def test_watching_below(shared: Sandbox) -> None:
     shared.files.make_dir("watched-deep/sub")
     watch = shared.files.watch_dir("watched-deep", recursive=True)
@@ -229,6 +250,7 @@ def test_watching_below(shared: Sandbox) -> None:
     watch.stop()
 
 
+# Rules: WATCH-10
 def test_a_directory_made_later_is_watched_too(shared: Sandbox) -> None:
     shared.files.make_dir("watched-later")
     watch = shared.files.watch_dir("watched-later", recursive=True)
@@ -245,6 +267,7 @@ def test_a_directory_made_later_is_watched_too(shared: Sandbox) -> None:
     watch.stop()
 
 
+# Rules: WATCH-1, WATCH-2
 def test_watching_what_is_not_a_directory(shared: Sandbox) -> None:
     with pytest.raises(NotFoundException):
         shared.files.watch_dir("/not/there")
@@ -252,6 +275,7 @@ def test_watching_what_is_not_a_directory(shared: Sandbox) -> None:
         shared.files.watch_dir("/etc/passwd")
 
 
+# Rules: WATCH-11, GATE-3, TRAP-25
 @since("2.29.1", "include_entry")
 def test_watching_with_entries(shared: Sandbox) -> None:
     shared.files.make_dir("watched-entries")

@@ -49,6 +49,7 @@ def test_killing_what_was_never_there_is_false(stack: object, sandbox_id: str) -
     assert Sandbox.kill(sandbox_id) is False
 
 
+# Rules: SDK-1, TRAP-1
 @since("2.25.0", "routing headers after connect")
 def test_connect_reaches_the_same_sandbox(create: Create) -> None:
     sandbox = create()
@@ -148,6 +149,7 @@ def test_list_by_state(create: Create) -> None:
     assert sandbox.sandbox_id not in listed(state=[SandboxState.PAUSED])
 
 
+# Rules: GATE-3
 def test_metrics_appear(create: Create) -> None:
     sandbox = create(timeout=120)
     metrics = wait_for("the first metrics", lambda: sandbox.get_metrics(), seconds=30)
@@ -160,6 +162,7 @@ def test_metrics_appear(create: Create) -> None:
     assert sandbox.get_metrics(start=before, end=before + timedelta(minutes=1)) == []
 
 
+# Rules: TRAP-24
 def test_envs_reach_every_command(create: Create) -> None:
     sandbox = create(envs={"GREETING": "hello", "WITH SPACE?": "no shell sees me"})
     assert sandbox.commands.run("echo $GREETING").stdout == "hello\n"
@@ -174,6 +177,7 @@ def test_a_sandbox_knows_itself(create: Create) -> None:
     assert run("echo $E2B_SANDBOX").stdout.strip() in {"true", "false"}
 
 
+# Rules: TRAP-47
 def test_an_unknown_template_is_refused(stack: object) -> None:
     with pytest.raises((NotFoundException, SandboxException), match="no-such-template"):
         Sandbox.create("no-such-template")

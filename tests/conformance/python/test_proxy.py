@@ -29,6 +29,7 @@ def served(shared: Sandbox) -> Iterator[Sandbox]:
 PORTS = {8000: "0.0.0.0", 8001: "127.0.0.1", 8002: "::1", 8003: "::"}
 
 
+# Rules: PORT-1, PROXY-10, PROXY-26, TRAP-19, TRAP-20
 @pytest.mark.parametrize("port", PORTS)
 def test_a_server_is_reached_wherever_it_listens(served: Sandbox, port: int) -> None:
     with routing.client(served.sandbox_id, port) as client:
@@ -37,6 +38,7 @@ def test_a_server_is_reached_wherever_it_listens(served: Sandbox, port: int) -> 
     assert answer["host"] == routing.host(served.sandbox_id, port)
 
 
+# Rules: PORT-4
 def test_a_port_below_1024(served: Sandbox) -> None:
     guest.serve_http(served, "0.0.0.0", 80, user="root")
     guest.wait_until_listening(served, 80)
@@ -44,18 +46,21 @@ def test_a_port_below_1024(served: Sandbox) -> None:
         assert client.get("/").status_code == 200
 
 
+# Rules: PROXY-12, SDK-2, TRAP-21
 def test_routing_by_headers(served: Sandbox) -> None:
     headers = {"E2b-Sandbox-Id": served.sandbox_id, "E2b-Sandbox-Port": "8001"}
     answer = httpx.get(os.environ["E2B_SANDBOX_URL"], headers=headers)
     assert answer.json()["address"] == "127.0.0.1"
 
 
+# Rules: PROXY-13
 def test_the_name_wins_over_headers(served: Sandbox) -> None:
     headers = {"E2b-Sandbox-Id": served.sandbox_id, "E2b-Sandbox-Port": "8001"}
     with routing.client(served.sandbox_id, 8000) as client:
         assert client.get("/", headers=headers).json()["address"] == "0.0.0.0"
 
 
+# Rules: PROXY-11
 def test_the_older_name_with_a_client_id(served: Sandbox) -> None:
     host = f"8000-{served.sandbox_id}-6532622b.{routing.DOMAIN}"
     answer = httpx.get(os.environ["E2B_SANDBOX_URL"], headers={"Host": host})
@@ -69,6 +74,7 @@ def test_a_server_that_is_just_starting(served: Sandbox) -> None:
         assert 200 in {client.get("/").status_code for _ in range(3)}
 
 
+# Rules: PROXY-29, TRAP-20
 def test_websockets(served: Sandbox) -> None:
     guest.serve_websocket(served, 8100)
     guest.wait_until_listening(served, 8100)
@@ -78,6 +84,7 @@ def test_websockets(served: Sandbox) -> None:
             assert socket.recv(timeout=20) == message
 
 
+# Rules: PROXY-18, TRAP-3
 def test_a_closed_port_is_502_with_its_number(served: Sandbox) -> None:
     with routing.client(served.sandbox_id, 8888) as client:
         answer = client.get("/")
@@ -90,6 +97,7 @@ def test_a_closed_port_is_502_with_its_number(served: Sandbox) -> None:
     }
 
 
+# Rules: PROXY-17, TRAP-3
 @pytest.mark.parametrize("port", [ENVD, 8000])
 def test_an_unknown_sandbox_is_502(stack: object, port: int) -> None:
     with routing.client("i0000000000000000000", port) as client:
@@ -102,6 +110,7 @@ def test_an_unknown_sandbox_is_502(stack: object, port: int) -> None:
     }
 
 
+# Rules: PROXY-17, PROXY-35, TRAP-2
 def test_a_killed_sandbox_is_502_at_once(create: Create) -> None:
     sandbox = create()
     sandbox.kill()
@@ -114,6 +123,7 @@ def test_a_killed_sandbox_is_502_at_once(create: Create) -> None:
 BROWSER = {"User-Agent": "Mozilla/5.0", "Accept": "text/html", "Sec-Fetch-Mode": "navigate"}
 
 
+# Rules: PROXY-19
 def test_browsers_get_a_page(served: Sandbox) -> None:
     with routing.client(served.sandbox_id, 8888) as client:
         page = client.get("/", headers=BROWSER)
@@ -125,6 +135,7 @@ def test_browsers_get_a_page(served: Sandbox) -> None:
     assert script.json()["code"] == 502
 
 
+# Rules: PROXY-1, PROXY-2, TRAP-18
 @pytest.mark.parametrize(
     "path", ["/init", "//init", "/x/../init", "/./init", "/%69nit", "/init/", "/INIT/../init"]
 )
@@ -137,6 +148,7 @@ def test_control_routes_are_hidden(served: Sandbox, path: str) -> None:
     assert served.files.exists("/etc/passwd")
 
 
+# Rules: PROXY-1
 @pytest.mark.parametrize(
     "route", ["freeze", "unfreeze", "collapse", "fsfreeze", "fsthaw", "upgrade"]
 )
@@ -147,6 +159,7 @@ def test_the_other_control_routes(served: Sandbox, route: str) -> None:
     assert answer.json()["message"].startswith("This endpoint is reserved")
 
 
+# Rules: PROXY-14
 def test_one_header_is_not_enough(served: Sandbox) -> None:
     url = os.environ["E2B_SANDBOX_URL"]
     only_id = httpx.get(url, headers={"E2b-Sandbox-Id": served.sandbox_id})
@@ -154,6 +167,7 @@ def test_one_header_is_not_enough(served: Sandbox) -> None:
     assert [only_id.status_code, only_port.status_code] == [400, 400]
 
 
+# Rules: PROXY-15
 @pytest.mark.parametrize(
     "host",
     [
@@ -190,6 +204,7 @@ def signed(sandbox: Sandbox, operation: str, path: str, **options: object) -> di
     return query
 
 
+# Rules: SIGN-9, SIGN-12
 def test_signed_links_need_no_token(served: Sandbox) -> None:
     served.files.write("signed ü.txt", "for whoever has the link")
     with routing.client(served.sandbox_id, ENVD) as client:
@@ -204,6 +219,7 @@ def test_signed_links_need_no_token(served: Sandbox) -> None:
     assert served.files.read("uploaded.txt") == "by link"
 
 
+# Rules: SIGN-13
 def test_the_sdks_own_link_leads_there(served: Sandbox) -> None:
     served.files.write("linked.txt", "linked")
     url = httpx.URL(served.download_url("linked.txt", use_signature_expiration=60))
@@ -211,6 +227,7 @@ def test_the_sdks_own_link_leads_there(served: Sandbox) -> None:
     assert (answer.status_code, answer.text) == (200, "linked")
 
 
+# Rules: SIGN-4, SIGN-5, SIGN-6, TRAP-6
 def test_links_that_are_not_right_are_refused(served: Sandbox) -> None:
     good = signed(served, "read", "/etc/hostname")
     expired = signed(served, "read", "/etc/hostname", expiration_in_seconds=-10)
@@ -230,6 +247,7 @@ def test_links_that_are_not_right_are_refused(served: Sandbox) -> None:
             assert answer.json() == {"code": 401, "message": message}
 
 
+# Rules: AUTH-1, AUTH-3, AUTH-4, TRAP-4
 def test_envd_wants_its_token(served: Sandbox) -> None:
     with routing.client(served.sandbox_id, ENVD) as client:
         assert client.get("/health").status_code == 204
@@ -244,6 +262,7 @@ def test_envd_wants_its_token(served: Sandbox) -> None:
         assert right.status_code == 200
 
 
+# Rules: AUTH-9, RPC-23
 def test_the_sdk_reports_a_wrong_token(create: Create) -> None:
     sandbox = create()
     # What a client does that kept an id and lost the token.

@@ -38,6 +38,7 @@ def type_in(sandbox: Sandbox, handle: CommandHandle, text: str) -> None:
     sandbox.pty.send_stdin(handle.pid, text.encode())
 
 
+# Rules: PROC-6, PROC-23
 def test_a_terminal_runs_what_is_typed(shared: Sandbox, terminal: CommandHandle) -> None:
     type_in(shared, terminal, "echo $MARK $TERM; tty; " + END)
     output = read_until(terminal, MARKER)
@@ -45,17 +46,20 @@ def test_a_terminal_runs_what_is_typed(shared: Sandbox, terminal: CommandHandle)
     assert b"/dev/pts/" in output
 
 
+# Rules: PROC-23
 def test_its_size_is_what_was_asked_for(shared: Sandbox, terminal: CommandHandle) -> None:
     type_in(shared, terminal, "stty size; " + END)
     assert b"24 80" in read_until(terminal, MARKER)
 
 
+# Rules: PROC-55
 def test_resize(shared: Sandbox, terminal: CommandHandle) -> None:
     shared.pty.resize(terminal.pid, PtySize(rows=50, cols=132))
     type_in(shared, terminal, "stty size; " + END)
     assert b"50 132" in read_until(terminal, MARKER)
 
 
+# Rules: PROC-23
 def test_control_c_interrupts(shared: Sandbox, terminal: CommandHandle) -> None:
     type_in(shared, terminal, "sleep 600\n")
     wait_for(
@@ -67,6 +71,7 @@ def test_control_c_interrupts(shared: Sandbox, terminal: CommandHandle) -> None:
     read_until(terminal, MARKER)
 
 
+# Rules: PROC-36
 def test_exit_ends_it(shared: Sandbox, terminal: CommandHandle) -> None:
     type_in(shared, terminal, "exit 3\n")
     with pytest.raises(CommandExitException) as caught:
@@ -74,6 +79,7 @@ def test_exit_ends_it(shared: Sandbox, terminal: CommandHandle) -> None:
     assert caught.value.exit_code == 3
 
 
+# Rules: PROC-37, PROC-65
 def test_kill(shared: Sandbox) -> None:
     handle = shared.pty.create(PtySize(rows=24, cols=80))
     assert shared.pty.kill(handle.pid) is True
@@ -83,6 +89,7 @@ def test_kill(shared: Sandbox) -> None:
     assert shared.pty.kill(handle.pid) is False
 
 
+# Rules: PROC-43
 @needs(Pty, "connect")
 def test_reconnect(shared: Sandbox, terminal: CommandHandle) -> None:
     terminal.disconnect()
