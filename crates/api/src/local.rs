@@ -2,17 +2,25 @@
 //!
 //! The development key rests on the answer, so each way that somebody else's request can look local
 //! is closed: a peer beyond loopback; a proxy on this machine that passes on requests of others (it
-//! adds a forwarding header); a web page open on this machine (its browser adds `Origin`, and where
-//! it does not, because the page's own name was made to resolve to this machine, `Host` has that
-//! name). When in doubt the answer is no.
+//! adds a forwarding header); a web page open on this machine (its browser adds `Origin`; to a GET of
+//! a page's own origin it does not, so for a page whose name was made to resolve to this machine
+//! `Host` has that name, and for one that a server before Atoll on the same port left in a tab there
+//! is `Sec-Fetch-Site`). When in doubt the answer is no.
 
 use std::net::{IpAddr, SocketAddr};
 
 use http::HeaderMap;
 
 /// Headers that only browsers and proxies send.
-const FOREIGN: [&str; 6] =
-    ["origin", "forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via"];
+const FOREIGN: [&str; 7] = [
+    "origin",
+    "sec-fetch-site",
+    "forwarded",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-real-ip",
+    "via",
+];
 
 /// Whether the request comes from a program on this machine. `domain` is the deployment's, which
 /// may carry a port; its names are as good as `localhost`.

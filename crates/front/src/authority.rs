@@ -135,6 +135,8 @@ fn parameters(domain: &Domain, now: SystemTime) -> CertificateParams {
     name.push(DnType::CommonName, "Atoll local authority");
     parameters.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     parameters.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    // Mail, programs and clients have names that no constraint below binds.
+    parameters.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     parameters.name_constraints = Some(NameConstraints {
         permitted_subtrees: vec![GeneralSubtree::DnsName(domain.name().to_owned())],
         // A constraint binds names of its own kind only: without these, addresses would be free.
@@ -206,6 +208,16 @@ mod tests {
         assert!(!believed(&authority, "example.com", "example.com", Duration::ZERO));
         assert!(!believed(&authority, "example.com", "api.example.com", Duration::ZERO));
         assert!(!believed(&authority, "x.localhost", "api.x.localhost", Duration::ZERO));
+    }
+
+    #[test]
+    fn it_vouches_for_servers_only() {
+        let authority = Authority::generate(&"sbx.localhost".parse().unwrap()).unwrap();
+        let (_, pem) = parse_x509_pem(authority.certificate_pem().as_bytes()).unwrap();
+        let certificate = pem.parse_x509().unwrap();
+        let usage = certificate.extended_key_usage().unwrap().unwrap().value;
+        assert!(usage.server_auth);
+        assert!(!(usage.any || usage.client_auth || usage.code_signing || usage.email_protection));
     }
 
     #[test]

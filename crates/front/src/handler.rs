@@ -44,11 +44,13 @@ impl Front {
         let path = request.uri().path();
         if path != "/" {
             let message = format!("There is nothing at {path} of {}.", self.domain);
-            return refused(&Error::new(codes::ROUTE_NOT_FOUND, message));
+            let error = Error::new(codes::ROUTE_NOT_FOUND, message);
+            return refused(&error.with_fix(format!("The API is at api.{}.", self.domain)));
         }
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             let message = format!("/ does not take {}.", request.method());
-            return refused(&Error::new(codes::METHOD_NOT_ALLOWED, message));
+            let error = Error::new(codes::METHOD_NOT_ALLOWED, message);
+            return refused(&error.with_fix(format!("The API is at api.{}.", self.domain)));
         }
         let domain = &self.domain;
         let (api, sandboxes) = (format!("https://api.{domain}"), format!("<port>-<id>.{domain}"));

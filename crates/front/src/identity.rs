@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    os::unix::fs::MetadataExt,
     path::Path,
     sync::{Arc, PoisonError, RwLock},
     time::{Duration, SystemTime},
@@ -41,8 +42,8 @@ enum Version {
     Files([Option<Stamp>; 2]),
 }
 
-/// When a file was last changed, and how long it is, bytes.
-type Stamp = (SystemTime, u64);
+/// Which file it is, when it was last changed, and how long it is, bytes.
+type Stamp = (u64, SystemTime, u64);
 
 impl Identity {
     /// The domain whose names it proves.
@@ -63,9 +64,11 @@ impl Identity {
     /// Renews the certificate if that is due. A certificate that cannot be used leaves the old one
     /// in place.
     fn refresh(&self) {
+        // Before the files are read: a change while they are leads to reading them again.
+        let found = self.source.version();
         let due = match &self.current.read().unwrap_or_else(PoisonError::into_inner).version {
             Version::Expires(at) => *at < SystemTime::now() + EARLY,
-            files @ Version::Files(_) => self.source.version().is_some_and(|now| now != *files),
+            files @ Version::Files(_) => found.as_ref().is_some_and(|found| found != files),
         };
         if !due {
             return;
@@ -80,7 +83,7 @@ impl Identity {
             Err(error) => {
                 tracing::error!(%error, "the TLS certificate was not renewed");
                 // Said once for each change of the files.
-                if let Some(version) = self.source.version() {
+                if let Some(version) = found {
                     current.version = version;
                 }
             }
@@ -121,7 +124,7 @@ impl Certificates {
 
 fn stamp(path: &Path) -> Option<Stamp> {
     let metadata = fs::metadata(path).ok()?;
-    Some((metadata.modified().ok()?, metadata.len()))
+    Some((metadata.ino(), metadata.modified().ok()?, metadata.len()))
 }
 
 impl ResolvesServerCert for Identity {
@@ -147,5 +150,49 @@ pub(crate) async fn renew(identity: Arc<Identity>) {
         if let Err(error) = tokio::task::spawn_blocking(move || identity.refresh()).await {
             tracing::error!(%error, "the TLS certificate could not be looked after");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Write, process::Command, thread};
+
+    use rcgen::{CertificateParams, KeyPair};
+
+    use super::*;
+
+    /// Puts a new certificate and its key in place of what is there.
+    fn put(directory: &Path) {
+        let key = KeyPair::generate().unwrap();
+        let names = ["sbx.localhost".to_owned(), "*.sbx.localhost".to_owned()];
+        let certificate = CertificateParams::new(names).unwrap().self_signed(&key).unwrap();
+        for (name, text) in [("cert.pem", certificate.pem()), ("key.pem", key.serialize_pem())] {
+            fs::write(directory.join("new"), text).unwrap();
+            fs::rename(directory.join("new"), directory.join(name)).unwrap();
+        }
+    }
+
+    #[test]
+    fn files_that_become_good_while_they_are_read_are_read_again() {
+        let scratch = tempfile::tempdir().unwrap();
+        let directory = scratch.path();
+        put(directory);
+        let (certificate, key) = (directory.join("cert.pem"), directory.join("key.pem"));
+        let source = Certificates::Files { certificate, key: key.clone() };
+        let identity = Identity::load(source, &"sbx.localhost".parse().unwrap()).unwrap();
+        let in_use = || identity.current.read().unwrap().certified.cert[0].clone();
+        let first = in_use();
+        // A pipe, so that the reading lasts as long as the test wants.
+        fs::remove_file(&key).unwrap();
+        assert!(Command::new("mkfifo").arg(&key).status().unwrap().success());
+        thread::scope(|scope| {
+            scope.spawn(|| identity.refresh());
+            let mut pipe = fs::OpenOptions::new().write(true).open(&key).unwrap();
+            put(directory);
+            pipe.write_all(b"half a key").unwrap();
+        });
+        assert_eq!(in_use(), first);
+        identity.refresh();
+        assert_ne!(in_use(), first);
     }
 }

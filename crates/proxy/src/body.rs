@@ -108,7 +108,11 @@ impl Drop for RequestBody {
 }
 
 /// A response's body.
-pub struct Body(Source);
+pub struct Body {
+    source: Source,
+    /// Held until the answer is sent or given up.
+    _exchange: Option<Arc<()>>,
+}
 
 /// Where a response's body comes from.
 enum Source {
@@ -124,7 +128,7 @@ impl Body {
     /// A body that is all there.
     #[must_use]
     pub fn whole(bytes: Bytes) -> Self {
-        Self(Source::Whole(Full::new(bytes)))
+        Self::from(Source::Whole(Full::new(bytes)))
     }
 
     /// The body of an answer that another service of this process gave.
@@ -133,12 +137,24 @@ impl Body {
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        Self(Source::Service(body.map_err(Into::into).boxed_unsync()))
+        Self::from(Source::Service(body.map_err(Into::into).boxed_unsync()))
     }
 
     /// What a guest sends.
     pub(crate) fn guest(body: GuestBody) -> Self {
-        Self(Source::Guest(body))
+        Self::from(Source::Guest(body))
+    }
+
+    /// The same body, which holds `exchange` as long as it lasts.
+    pub(crate) fn holding(mut self, exchange: Arc<()>) -> Self {
+        self._exchange = Some(exchange);
+        self
+    }
+}
+
+impl From<Source> for Body {
+    fn from(source: Source) -> Self {
+        Self { source, _exchange: None }
     }
 }
 
@@ -150,7 +166,7 @@ impl http_body::Body for Body {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        match &mut self.get_mut().0 {
+        match &mut self.get_mut().source {
             Source::Whole(body) => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
             Source::Service(body) => Pin::new(body).poll_frame(cx),
             Source::Guest(body) => body.poll_frame(cx),
@@ -158,7 +174,7 @@ impl http_body::Body for Body {
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.0 {
+        match &self.source {
             Source::Whole(body) => body.is_end_stream(),
             Source::Service(body) => body.is_end_stream(),
             Source::Guest(body) => body.inner.is_end_stream(),
@@ -166,7 +182,7 @@ impl http_body::Body for Body {
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.0 {
+        match &self.source {
             Source::Whole(body) => body.size_hint(),
             Source::Service(body) => body.size_hint(),
             Source::Guest(body) => body.inner.size_hint(),

@@ -3,7 +3,15 @@
 //! What answers is a [`Handler`]; what a connection is before HTTP is spoken over it, and with whom,
 //! is a [`Transport`]: [`Cleartext`] here, TLS elsewhere.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use http::{Request, Response};
 use hyper::{body::Incoming, service::service_fn};
@@ -25,7 +33,7 @@ use tokio_util::{io::InspectReader, sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     body::{Body, RequestBody},
-    patience::{HeadTimer, Received},
+    patience::{HEAD, HeadTimer, Received},
 };
 
 /// How long a client may stay connected without asking for anything. Longer than the 620 s after
@@ -43,7 +51,7 @@ const MIN_CONNECTIONS: u64 = 1024;
 const PING: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(20));
 
 /// Headers of one request, bytes. As much as servers commonly take.
-const MAX_HEADERS: u32 = 64 * 1024;
+const MAX_HEADERS: u32 = 32 * 1024;
 
 /// How long to wait after a connection could not be accepted, for want of file descriptors mostly.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -298,10 +306,15 @@ async fn converse<S, H>(
     H: Handler,
 {
     let tasks = life.clone();
+    let exchanges = Exchanges::default();
+    let begun = exchanges.clone();
     let service = service_fn(move |request: Request<Incoming>| {
-        let handler = Arc::clone(&handler);
+        let (handler, exchange) = (Arc::clone(&handler), begun.begin());
         let request = RequestBody::wrap(request, &tasks);
-        async move { Ok::<_, std::convert::Infallible>(handler.handle(request, peer).await) }
+        async move {
+            let answer = handler.handle(request, peer).await;
+            Ok::<_, std::convert::Infallible>(answer.map(|body| body.holding(exchange)))
+        }
     });
     let received = Received::default();
     let builder = builder(received.clone());
@@ -316,6 +329,14 @@ async fn converse<S, H>(
     let result = tokio::select! {
         result = &mut serving => result,
         () = received.stalled() => return,
+        // An HTTP/2 client may answer pings for ever.
+        () = exchanges.idle() => {
+            serving.as_mut().graceful_shutdown();
+            tokio::select! {
+                result = &mut serving => result,
+                () = tokio::time::sleep(HEAD) => return,
+            }
+        }
         () = life.drain.cancelled() => {
             serving.as_mut().graceful_shutdown();
             tokio::select! {
@@ -326,6 +347,36 @@ async fn converse<S, H>(
     };
     if let Err(error) = result {
         tracing::debug!(error, peer = %peer.address, "connection ended");
+    }
+}
+
+/// The requests of one connection that are under way.
+#[derive(Clone, Default)]
+struct Exchanges {
+    /// How many have begun so far.
+    begun: Arc<AtomicU64>,
+    /// Held by each until its answer is sent.
+    open: Arc<()>,
+}
+
+impl Exchanges {
+    fn begin(&self) -> Arc<()> {
+        self.begun.fetch_add(1, Ordering::Relaxed);
+        Arc::clone(&self.open)
+    }
+
+    /// Ends when none has been under way for [`IDLE`], or up to twice as long.
+    async fn idle(&self) {
+        // One is here and one with the service.
+        const NONE: usize = 2;
+        loop {
+            let before = self.begun.load(Ordering::Relaxed);
+            tokio::time::sleep(IDLE).await;
+            let begun = self.begun.load(Ordering::Relaxed);
+            if begun == before && Arc::strong_count(&self.open) <= NONE {
+                return;
+            }
+        }
     }
 }
 
@@ -375,6 +426,18 @@ mod tests {
         let mut status = [0; 12];
         stream.read_exact(&mut status).await.unwrap();
         status
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_is_idle_once_its_last_answer_is_sent_and_long_gone() {
+        let exchanges = Exchanges::default();
+        let service = exchanges.clone();
+        let exchange = service.begin();
+        let body = Body::whole("ok".into()).holding(exchange);
+        let waited = tokio::time::timeout(IDLE * 5, exchanges.idle()).await;
+        assert!(waited.is_err(), "an answer was under way");
+        drop(body);
+        tokio::time::timeout(IDLE * 2, exchanges.idle()).await.unwrap();
     }
 
     #[tokio::test]

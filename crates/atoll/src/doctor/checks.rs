@@ -11,7 +11,7 @@ use atoll_isolation::cgroup::Hierarchies;
 use tokio::process::Command;
 
 use super::{Arguments, Finding, names};
-use crate::up::ports::Listeners;
+use crate::up::{data_dir::DataDir, ports::Listeners};
 
 /// Overlays on id-mapped layers came with this kernel.
 const OLDEST_KERNEL: (u32, u32) = (5, 19);
@@ -165,6 +165,9 @@ async fn ports(arguments: &Arguments) -> Finding {
     let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
     match Listeners::bind(loopback, &arguments.ports).await {
         Ok(_) => Finding::ok("ports", "all free"),
+        Err(_) if DataDir::is_in_use(&arguments.data_dir) => {
+            Finding::ok("ports", "in use by the Atoll that runs here")
+        }
         // `atoll up` itself may be what listens, so this alone does not fail a host.
         Err(error) => Finding::warning("ports", error.message, error.fix),
     }

@@ -48,6 +48,12 @@ impl DataDir {
         Ok(Self { path, instance, _lock: lock })
     }
 
+    /// Whether an Atoll runs on this directory.
+    pub(crate) fn is_in_use(path: &Path) -> bool {
+        let lock = File::open(path.join("lock"));
+        lock.is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)))
+    }
+
     /// A path in it.
     pub(crate) fn join(&self, name: &str) -> PathBuf {
         self.path.join(name)

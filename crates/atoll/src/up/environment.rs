@@ -13,6 +13,11 @@ use super::{Arguments, data_dir::DataDir, keys::Keys};
 /// Name of the file in the data directory. It is there exactly while Atoll is ready.
 pub(crate) const FILE: &str = "env";
 
+/// Where programs look for certificates to trust: OpenSSL and all that asks it, Node, Python's
+/// requests, and curl, which heeds another variable of OpenSSL's before the first.
+const TRUST: [&str; 4] =
+    ["SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"];
+
 /// What clients are told.
 #[derive(Clone)]
 pub(crate) struct Environment {
@@ -65,11 +70,11 @@ impl Environment {
             ("E2B_SANDBOX_URL", self.sandbox_url.clone()),
         ];
         if let Some(bundle) = &self.trust {
-            // What is trusted anyway is in it too: Python replaces its own by it, Node adds it, and
-            // takes the place of a company's own authority that a shell may have named here before.
+            // What is trusted anyway is in it too: curl and Python replace their own by it, Node adds
+            // it, and it takes the place of a company's own authority that a shell may have named in
+            // these variables before.
             let bundle = bundle.display().to_string();
-            lines.push(("SSL_CERT_FILE", bundle.clone()));
-            lines.push(("NODE_EXTRA_CA_CERTS", bundle));
+            lines.extend(TRUST.map(|name| (name, bundle.clone())));
         }
         lines.iter().map(|(name, value)| format!("export {name}={}\n", quoted(value))).collect()
     }
@@ -81,7 +86,15 @@ impl Environment {
     pub(crate) fn write(&self, directory: &DataDir) -> Result<()> {
         // The published keys are no secret, and people source this file as themselves.
         let mode = if self.development { 0o644 } else { 0o600 };
-        directory.write(FILE, &self.render(), mode)
+        directory.write(FILE, &self.render(), mode)?;
+        // Who started Atoll with sudo is who sources it.
+        let starter = std::env::var("SUDO_UID").ok().and_then(|uid| uid.parse().ok());
+        if let Some(uid) = starter
+            && let Err(error) = std::os::unix::fs::chown(directory.join(FILE), Some(uid), None)
+        {
+            tracing::warn!(%error, "the file of client settings stays root's");
+        }
+        Ok(())
     }
 
     /// Removes the file: it must not promise what does not run.

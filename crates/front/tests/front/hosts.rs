@@ -26,7 +26,9 @@ async fn names_lead_to_their_parts_over_every_kind_of_connection() {
         let (status, text) = client.fetch("sbx.localhost", "/").await;
         assert_eq!(status, StatusCode::OK);
         assert!(text.contains("https://api.sbx.localhost"), "{text}");
-        assert_eq!(client.fetch("sbx.localhost", "/x").await.0, StatusCode::NOT_FOUND);
+        let (status, text) = client.fetch("sbx.localhost", "/x").await;
+        assert_eq!(status, StatusCode::NOT_FOUND);
+        assert!(text.contains("The API is at api.sbx.localhost."), "{text}");
 
         for host in ["localhost", "127.0.0.1", "www.sbx.localhost", "example.com"] {
             let (status, text) = client.fetch(host, "/who").await;
