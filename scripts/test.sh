@@ -56,6 +56,9 @@ unit() {
         host=$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
         runner=(env "CARGO_TARGET_${host}_RUNNER=sudo --preserve-env")
     fi
+    # Tests of checkpoints say so and pass without it.
+    ATOLL_CRIU=$(scripts/criu.sh) || echo "no CRIU: checkpoints are not tested"
+    export ATOLL_CRIU
     step cargo-test "${runner[@]}" cargo test --locked --workspace --no-fail-fast --quiet
     # The same random histories must find a bug that is there.
     step planted-bug cargo test --locked --quiet -p atoll-core --features planted-bug --test lifecycle

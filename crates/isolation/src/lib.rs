@@ -2,12 +2,14 @@
 //!
 //! - [`Driver`] is what the orchestrator sees; [`container`] is the driver of this release.
 //! - `berths`: control groups with a launcher in each, made ahead of time.
+//! - [`checkpoint`]: the processes of a sandbox as files, through CRIU.
 //! - [`cgroup`]: limits and accounting on cgroup v1, v2 and hosts that mix them.
 //! - [`seccomp`]: the system calls a sandbox may not make.
 //! - [`process`]: a first process, held by a descriptor that no reused pid can confuse.
 
 mod berths;
 pub mod cgroup;
+pub mod checkpoint;
 pub mod container;
 mod hierarchies;
 pub mod process;

@@ -12,6 +12,11 @@
 //!
 //! The first process is a child of the daemon (`CLONE_PARENT`), not of the launcher, which ends at
 //! once: the daemon can wait for it, and it outlives the daemon.
+//!
+//! With CRIU, two more, whose specifications are in [`checkpoint`]: `atoll-launcher dump` and
+//! `atoll-launcher restore CGROUP...`.
+
+pub mod checkpoint;
 
 use serde::{Deserialize, Serialize};
 

@@ -1,7 +1,9 @@
 //! Entry point: see the library's documentation for what this program is.
 
 mod capabilities;
+mod dump;
 mod mounts;
+mod restore;
 mod root;
 mod run;
 mod slot;
@@ -15,8 +17,16 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let outcome = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["run", ..] => run::run(&arguments[1..]),
+        ["restore", ..] => restore::restore(&arguments[1..]),
+        ["dump"] => dump::dump(),
+        ["wait"] => wait(),
+        // CRIU runs its action script without arguments.
+        [] if dump::is_hook() => dump::hook(),
         ["slot", uid] => slot::hold(uid),
-        _ => Err(sys::Failure::new("usage", "atoll-launcher run CGROUP... | slot UID")),
+        _ => Err(sys::Failure::new(
+            "usage",
+            "atoll-launcher run CGROUP... | restore CGROUP... | dump | slot UID | wait",
+        )),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -25,5 +35,12 @@ fn main() -> ExitCode {
             let _ = writeln!(std::io::stdout(), "error {failure}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// A first process that does nothing, to see whether sandboxes, or checkpoints of them, work.
+fn wait() -> sys::Result<()> {
+    loop {
+        std::thread::park();
     }
 }

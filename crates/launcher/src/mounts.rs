@@ -13,9 +13,7 @@
 //! the file-system ids of the sandbox's root: that makes what overlayfs creates belong to id 0 on
 //! disk, and lets it use trusted attributes, without which renaming a template's directory fails.
 
-use std::os::fd::{AsFd, BorrowedFd};
-
-use atoll_launcher::RunSpec;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::sys::{self, Result, Step};
 
@@ -33,15 +31,17 @@ pub(crate) const DEVICES: [(&str, u32, u32); 6] = [
     ("tty", 5, 0),
 ];
 
-/// Mounts everything below `spec.staging` and makes it the working directory.
-pub(crate) fn build(spec: &RunSpec, user_ns: BorrowedFd<'_>) -> Result<()> {
-    sys::unshare(libc::CLONE_NEWNS).step("create a mount namespace")?;
-    sys::mount("none", "/", "", libc::MS_REC | libc::MS_PRIVATE, "").step("make mounts private")?;
-    let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
-    sys::mount("staging", &spec.staging, "tmpfs", flags, "mode=711,size=64k")
-        .step("mount the staging directory")?;
-    sys::chdir(&spec.staging).step("enter the staging directory")?;
-    let here = sys::open_dir(None, ".").step("open the staging directory")?;
+/// What a root is made of; the fields are those of a `RunSpec`.
+pub(crate) struct Parts<'a> {
+    pub(crate) first_uid: u32,
+    pub(crate) layers: &'a [String],
+    pub(crate) disk: &'a str,
+    pub(crate) staging: &'a str,
+}
+
+/// Mounts everything below `parts.staging` and makes it the working directory.
+pub(crate) fn build(parts: &Parts<'_>, user_ns: BorrowedFd<'_>) -> Result<()> {
+    let here = stage(parts.staging)?;
     sys::mkdir(here.as_fd(), "dev", 0o755).step("make the devices' directory")?;
     let flags = libc::MS_NOSUID | libc::MS_NOEXEC;
     sys::mount("devices", "dev", "tmpfs", flags, "mode=755,size=4k").step("mount the devices")?;
@@ -50,16 +50,29 @@ pub(crate) fn build(spec: &RunSpec, user_ns: BorrowedFd<'_>) -> Result<()> {
             .step(&format!("make the device {name}"))?;
     }
 
-    for (index, layer) in spec.layers.iter().enumerate() {
+    for (index, layer) in parts.layers.iter().enumerate() {
         let attributes = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NODEV;
         attach_mapped(here.as_fd(), layer, &format!("l{index}"), attributes, user_ns)?;
     }
-    attach_mapped(here.as_fd(), &spec.disk, "disk", libc::MOUNT_ATTR_NODEV, user_ns)?;
+    attach_mapped(here.as_fd(), parts.disk, "disk", libc::MOUNT_ATTR_NODEV, user_ns)?;
     sys::mkdir(here.as_fd(), ROOT, 0o755).step("make the root's mount point")?;
-    overlay(spec)
+    overlay(parts)
 }
 
-fn attach_mapped(
+/// A mount namespace of the launcher's own with an empty file system at `staging`, which becomes the
+/// working directory; returns it.
+pub(crate) fn stage(staging: &str) -> Result<OwnedFd> {
+    sys::unshare(libc::CLONE_NEWNS).step("create a mount namespace")?;
+    sys::mount("none", "/", "", libc::MS_REC | libc::MS_PRIVATE, "").step("make mounts private")?;
+    let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
+    sys::mount("staging", staging, "tmpfs", flags, "mode=711,size=64k")
+        .step("mount the staging directory")?;
+    sys::chdir(staging).step("enter the staging directory")?;
+    sys::open_dir(None, ".").step("open the staging directory")
+}
+
+/// Attaches the directory `source` at `name` below `here`, with its ids mapped through `user_ns`.
+pub(crate) fn attach_mapped(
     here: BorrowedFd<'_>,
     source: &str,
     name: &str,
@@ -74,9 +87,9 @@ fn attach_mapped(
     sys::attach(tree.as_fd(), here, &name).step(&format!("attach {source}"))
 }
 
-fn overlay(spec: &RunSpec) -> Result<()> {
+fn overlay(parts: &Parts<'_>) -> Result<()> {
     let highest_first: Vec<String> =
-        (0..spec.layers.len()).rev().map(|index| format!("l{index}")).collect();
+        (0..parts.layers.len()).rev().map(|index| format!("l{index}")).collect();
     // volatile: a sandbox's disk need not survive the host's crash, so its syncs cost nothing.
     // xino: layers and disk are different file systems, whose inode numbers must not be mixed up.
     let options = format!(
@@ -85,7 +98,7 @@ fn overlay(spec: &RunSpec) -> Result<()> {
     );
     let sets = sys::capabilities().step("read capabilities")?;
     // Leaving id 0 drops the capabilities over files, which the mount needs: put them back.
-    sys::set_filesystem_ids(spec.first_uid);
+    sys::set_filesystem_ids(parts.first_uid);
     sys::set_capabilities(sets).step("keep capabilities")?;
     let mounted = sys::mount("overlay", ROOT, "overlay", libc::MS_NODEV, &options);
     sys::set_filesystem_ids(0);

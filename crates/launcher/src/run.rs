@@ -11,32 +11,26 @@ use std::{
     fs::File,
     io::{self, Read, Write},
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::fs::OpenOptionsExt,
     },
     process,
 };
 
 use atoll_launcher::{LISTENER_FD, RunSpec};
+use serde::de::DeserializeOwned;
 
 use crate::{
     capabilities, mounts, root,
     sys::{self, Failure, Result, Side, Step},
 };
 
-const ENVIRONMENT: [&std::ffi::CStr; 1] =
+pub(crate) const ENVIRONMENT: [&std::ffi::CStr; 1] =
     [c"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"];
 
 pub(crate) fn run(cgroups: &[String]) -> Result<()> {
-    for cgroup in cgroups {
-        // Zero means the writer; the first process inherits its place.
-        File::options()
-            .write(true)
-            .open(cgroup)
-            .and_then(|mut file| file.write_all(b"0"))
-            .step(&format!("join {cgroup}"))?;
-    }
-    let Some(spec) = read_spec()? else { return Ok(()) };
+    join(cgroups)?;
+    let Some(spec) = read_spec::<RunSpec>()? else { return Ok(()) };
     let program = decode_hex(&spec.seccomp)?;
     let user_ns = File::open(&spec.user_ns).step("open the user namespace")?;
     let net_ns = File::open(&spec.net_ns).step("open the network namespace")?;
@@ -46,14 +40,15 @@ pub(crate) fn run(cgroups: &[String]) -> Result<()> {
     sys::raise_priority();
     sys::reset_signals();
     sys::set_limits().step("set limits")?;
-    mounts::build(&spec, user_ns.as_fd())?;
+    let parts = mounts::Parts {
+        first_uid: spec.first_uid,
+        layers: &spec.layers,
+        disk: &spec.disk,
+        staging: &spec.staging,
+    };
+    mounts::build(&parts, user_ns.as_fd())?;
 
-    sys::setns(net_ns.as_fd(), libc::CLONE_NEWNET).step("join the network namespace")?;
-    sys::setns(user_ns.as_fd(), libc::CLONE_NEWUSER).step("join the user namespace")?;
-    sys::become_id(0).step("become the sandbox's root")?;
-    // A sandbox in a sandbox is refused: nested user namespaces open much kernel code to anyone.
-    std::fs::write("/proc/sys/user/max_user_namespaces", "0")
-        .step("deny nested user namespaces")?;
+    join_slot(user_ns.as_fd(), net_ns.as_fd())?;
     let listener = sys::listen(spec.listen).step("listen for envd")?;
 
     let namespaces = libc::CLONE_NEWNS
@@ -72,6 +67,28 @@ pub(crate) fn run(cgroups: &[String]) -> Result<()> {
             process::exit(1);
         }
     }
+}
+
+/// Moves this process into `cgroups`, given as their lists of processes.
+pub(crate) fn join(cgroups: &[String]) -> Result<()> {
+    for cgroup in cgroups {
+        // Zero means the writer; the first process inherits its place.
+        File::options()
+            .write(true)
+            .open(cgroup)
+            .and_then(|mut file| file.write_all(b"0"))
+            .step(&format!("join {cgroup}"))?;
+    }
+    Ok(())
+}
+
+/// Makes this process root of the slot's namespaces, and nobody on the host.
+pub(crate) fn join_slot(user_ns: BorrowedFd<'_>, net_ns: BorrowedFd<'_>) -> Result<()> {
+    sys::setns(net_ns, libc::CLONE_NEWNET).step("join the network namespace")?;
+    sys::setns(user_ns, libc::CLONE_NEWUSER).step("join the user namespace")?;
+    sys::become_id(0).step("become the sandbox's root")?;
+    // A sandbox in a sandbox is refused: nested user namespaces open much kernel code to anyone.
+    std::fs::write("/proc/sys/user/max_user_namespaces", "0").step("deny nested user namespaces")
 }
 
 /// The first process, from its first instruction to exec. Its reports go to standard error, which
@@ -110,26 +127,28 @@ fn become_first(
 
 /// Opened anew: whoever writes here never waits for a daemon that does not read, while other
 /// holders of the pipe may.
-fn open_log(path: &str) -> Result<File> {
+pub(crate) fn open_log(path: &str) -> Result<File> {
     File::options().write(true).custom_flags(libc::O_NONBLOCK).open(path).step("open the log")
 }
 
 /// The daemon may be protected from being killed when memory runs out; sandboxes are not.
-fn lower_protection() -> io::Result<()> {
+pub(crate) fn lower_protection() -> io::Result<()> {
     const FILE: &str = "/proc/self/oom_score_adj";
     if std::fs::read_to_string(FILE)?.starts_with('-') { std::fs::write(FILE, "0") } else { Ok(()) }
 }
 
 /// The specification; none when the daemon has no use for this launcher and closes its input.
-fn read_spec() -> Result<Option<RunSpec>> {
+pub(crate) fn read_spec<T: DeserializeOwned>() -> Result<Option<T>> {
     let mut text = String::new();
     io::stdin().lock().read_to_string(&mut text).step("read the specification")?;
     if text.is_empty() {
         return Ok(None);
     }
-    serde_json::from_str(&text)
-        .map(Some)
-        .map_err(|error| Failure::new("parse the specification", error))
+    parse(&text).map(Some)
+}
+
+pub(crate) fn parse<T: DeserializeOwned>(text: &str) -> Result<T> {
+    serde_json::from_str(text).map_err(|error| Failure::new("parse the specification", error))
 }
 
 fn decode_hex(text: &str) -> Result<Vec<u8>> {

@@ -269,6 +269,24 @@ pub(crate) fn keep_capabilities() -> io::Result<()> {
     prctl(libc::PR_SET_KEEPCAPS, 1)
 }
 
+/// As [`keep_capabilities`], and over every later change of ids, none of which adds any either.
+pub(crate) fn keep_capabilities_for_good() -> io::Result<()> {
+    const NO_SETUID_FIXUP: libc::c_ulong = 1 << 2;
+    const KEEP_CAPS: libc::c_ulong = 1 << 4;
+    prctl(libc::PR_SET_SECUREBITS, NO_SETUID_FIXUP | KEEP_CAPS)
+}
+
+/// Lets the next program have a capability that is permitted and inheritable.
+pub(crate) fn raise_ambient(capability: u32) -> io::Result<()> {
+    let raise = libc::PR_CAP_AMBIENT_RAISE as libc::c_ulong;
+    // SAFETY: no pointers.
+    check(
+        unsafe { libc::prctl(libc::PR_CAP_AMBIENT, raise, libc::c_ulong::from(capability), 0, 0) }
+            .into(),
+    )
+    .map(drop)
+}
+
 /// Ids that new files of an overlay's internals get; see `mounts::overlay`.
 pub(crate) fn set_filesystem_ids(id: u32) {
     // SAFETY: no pointers. These calls return the previous id and never fail visibly.
@@ -463,6 +481,12 @@ pub(crate) fn reset_signals() {
         libc::sigemptyset(&raw mut none);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());
     }
+}
+
+/// Makes writing to a pipe that nobody reads an error, for this program and the next.
+pub(crate) fn ignore_broken_pipes() {
+    // SAFETY: SIG_IGN needs no handler.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
 }
 
 /// Puts this process before all others of its control group. Best effort.

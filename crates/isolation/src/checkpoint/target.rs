@@ -1,0 +1,141 @@
+//! What is to be dumped, as CRIU has to be told: the parts of it that are not the sandbox's own.
+
+use std::{
+    fs, io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use atoll_network::IDS_PER_SLOT;
+
+/// The launcher's name of the file system with a sandbox's devices; what hides files of /proc is
+/// mounted from there too. Guests cannot mount.
+const DEVICES: &str = "devices";
+const PROCESSORS: &str = "/sys/devices/system/cpu";
+
+/// Directories at the top that nobody watches, or that are no files of the sandbox's.
+const UNWATCHED: [&str; 11] =
+    ["bin", "boot", "dev", "lib", "lib32", "lib64", "libx32", "proc", "sbin", "sys", "usr"];
+/// More of them are not looked through.
+const MOST_DIRECTORIES: usize = 64;
+
+/// A sandbox's processes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// The first one.
+    pub(crate) pid: u32,
+    /// Host id of its root.
+    pub(crate) first_uid: u32,
+    /// Number of the network namespace.
+    pub(crate) net_ns: u64,
+    /// Mount points of devices, and which device is there.
+    pub(crate) devices: Vec<(String, String)>,
+    /// Mount point of the list of processors.
+    pub(crate) processors: Option<String>,
+    /// The log's pipe, as /proc names it.
+    pub(crate) log: Option<String>,
+    /// Where files may be that somebody watches.
+    pub(crate) directories: Vec<String>,
+}
+
+impl Target {
+    /// Looks at the sandbox whose first process is `pid`, and whose ids begin at `first_uid`. Must not
+    /// be reaped meanwhile.
+    ///
+    /// # Errors
+    /// Those of reading /proc.
+    pub fn read(pid: u32, first_uid: u32) -> io::Result<Self> {
+        let proc = PathBuf::from(format!("/proc/{pid}"));
+        let table = fs::read_to_string(proc.join("mountinfo"))?;
+        let (devices, processors) = mounts(&table);
+        Ok(Self {
+            pid,
+            first_uid,
+            net_ns: fs::metadata(proc.join("ns/net"))?.ino(),
+            devices,
+            processors,
+            log: log(&proc, first_uid)?,
+            directories: directories(&proc.join("root"))?,
+        })
+    }
+}
+
+/// Devices, and the processors, from a mountinfo(5) table.
+fn mounts(table: &str) -> (Vec<(String, String)>, Option<String>) {
+    let mut devices = Vec::new();
+    let mut processors = None;
+    for line in table.lines() {
+        let Some((fields, rest)) = line.split_once(" - ") else { continue };
+        let mut fields = fields.split(' ').skip(3);
+        let (Some(root), Some(point)) = (fields.next(), fields.next()) else { continue };
+        let mut rest = rest.split(' ');
+        if (rest.next(), rest.next()) == (Some("tmpfs"), Some(DEVICES)) {
+            devices.push((point.to_owned(), root.trim_start_matches('/').to_owned()));
+        } else if point == PROCESSORS {
+            processors = Some(point.to_owned());
+        }
+    }
+    (devices, processors)
+}
+
+/// The first process's one pipe that does not belong to any id of the sandbox: it was made outside.
+fn log(proc: &Path, first_uid: u32) -> io::Result<Option<String>> {
+    for entry in fs::read_dir(proc.join("fd"))? {
+        let path = entry?.path();
+        // Descriptors come and go.
+        let (Ok(name), Ok(metadata)) = (fs::read_link(&path), fs::metadata(&path)) else {
+            continue;
+        };
+        let name = name.to_string_lossy();
+        let inside = (first_uid..first_uid.saturating_add(IDS_PER_SLOT)).contains(&metadata.uid());
+        if name.starts_with("pipe:[") && !inside {
+            return Ok(Some(name.into_owned()));
+        }
+    }
+    Ok(None)
+}
+
+/// Directories at the top of `root`. Links are left out: they could lead anywhere.
+fn directories(root: &Path) -> io::Result<Vec<String>> {
+    let mut names: Vec<String> = fs::read_dir(root)?
+        .flatten()
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| !UNWATCHED.contains(&name.as_str()))
+        .take(MOST_DIRECTORIES)
+        .map(|name| format!("/{name}"))
+        .collect();
+    names.sort();
+    Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mount_tables() {
+        let table = "\
+247 90 0:119 / / rw,nodev - overlay overlay rw\n\
+235 242 0:111 /null /dev/null rw,nosuid - tmpfs devices rw\n\
+139 241 0:111 /null /proc/keys rw,nosuid - tmpfs devices rw\n\
+143 241 0:140 / /proc/pressure ro - tmpfs hidden ro\n\
+234 246 0:22 /devices/system/cpu /sys/devices/system/cpu ro - sysfs sysfs ro\n\
+broken\n";
+        let (devices, processors) = mounts(table);
+        let pair = |point: &str, node: &str| (point.to_owned(), node.to_owned());
+        assert_eq!(devices, [pair("/dev/null", "null"), pair("/proc/keys", "null")]);
+        assert_eq!(processors.as_deref(), Some("/sys/devices/system/cpu"));
+    }
+
+    #[test]
+    fn only_directories_are_looked_through() {
+        let root = tempfile::tempdir().unwrap();
+        for name in ["home", "usr", "proc", "tmp"] {
+            fs::create_dir(root.path().join(name)).unwrap();
+        }
+        std::os::unix::fs::symlink("/", root.path().join("elsewhere")).unwrap();
+        fs::write(root.path().join("file"), "").unwrap();
+        assert_eq!(directories(root.path()).unwrap(), ["/home", "/tmp"]);
+    }
+}
