@@ -104,6 +104,36 @@ def test_a_fork_bomb_can_be_ended(create: Create) -> None:
     assert neighbour.is_running()
 
 
+#: Opens connections to envd, as many as it accepts, each with a part of a request.
+CONNECTIONS = """
+import resource, socket, time
+resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+held = []
+for _ in range(10000):
+    try:
+        connection = socket.create_connection(("127.0.0.1", 49983), timeout=1)
+    except OSError:
+        break
+    connection.setblocking(False)
+    try:
+        connection.send(b"GET /health HTTP/1.1\\r\\nhost: x\\r\\nx: " + b"x" * LENGTH)
+    except OSError:
+        pass
+    held.append(connection)
+print(len(held), flush=True)
+time.sleep(5)
+"""
+
+
+@pytest.mark.parametrize("length", [32_000, 380_000])
+def test_connections_from_inside_do_not_end_envd(create: Create, length: int) -> None:
+    sandbox = create()
+    sandbox.files.write("/tmp/connections.py", CONNECTIONS.replace("LENGTH", str(length)))
+    outcome = sandbox.commands.run("python3 /tmp/connections.py", timeout=60)
+    assert int(outcome.stdout) > 1000
+    assert sandbox.commands.run("echo alive", timeout=30).stdout == "alive\n"
+
+
 # Rules: BOOT-4, TRAP-41, PROC-26
 def test_memory_is_bounded_and_envd_survives(create: Create) -> None:
     sandbox = create()

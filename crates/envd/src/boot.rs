@@ -15,7 +15,11 @@ use std::{
 use atoll_wire::guest::BootConfig;
 use rustix::{
     fs::{FileType, Mode},
-    process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit},
+    process::{
+        DumpableBehavior, Gid, Resource, Rlimit, getegid, geteuid, getgid, getrlimit,
+        set_dumpable_behavior, setrlimit,
+    },
+    thread::set_thread_res_gid,
 };
 
 /// The descriptor on which the launcher passes envd's listening socket.
@@ -23,6 +27,9 @@ const LISTENER: i32 = 3;
 
 /// No configuration is larger; a stream without end must not fill the memory.
 const MAX_CONFIG: u64 = 64 << 10;
+
+/// Envd's saved group id: nobody's, and not the one it runs with.
+const SAVED_GID: u32 = 65_534;
 
 /// Where programs in the sandbox find out what they run in.
 const IDENTITY: &str = "/run/e2b";
@@ -49,8 +56,18 @@ pub(crate) fn bind(port: u16) -> io::Result<TcpListener> {
 /// descriptor that survives exec. Files are created 0644 and directories 0755.
 pub(crate) fn harden() -> io::Result<()> {
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    keep_limits();
     rustix::process::umask(Mode::from_raw_mode(0o022));
     close_on_exec()
+}
+
+/// Keeps the sandbox's root from setting envd's limits, that of open files say: the kernel lets a
+/// process do so whose ids are the other's real, effective and saved ones, and nobody has ids that
+/// are the same as two different ones. Best effort; to be called while there is one thread.
+fn keep_limits() {
+    if geteuid().is_root() {
+        let _ = set_thread_res_gid(getgid(), getegid(), Gid::from_raw(SAVED_GID));
+    }
 }
 
 /// Marks every descriptor from 3 up.

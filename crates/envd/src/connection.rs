@@ -22,6 +22,13 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(640);
 /// How an HTTP/2 connection begins, and no HTTP/1.1 request.
 const PREFACE: &[u8] = b"PRI";
 
+/// Connections at a time; each is one process that somebody follows, or a file on its way. Whoever
+/// is beyond waits to be accepted: no program in the sandbox can make envd hold memory without end.
+pub const MAX_CONNECTIONS: usize = 2048;
+
+/// What an HTTP/1.1 connection may buffer each way, bytes; no head of a request is longer.
+const BUFFER: usize = 32 << 10;
+
 /// A client that sends a part of the preface gets this many times this long for the rest.
 const PREFACE_TRIES: usize = 100;
 const PREFACE_PAUSE: Duration = Duration::from_millis(10);
@@ -57,6 +64,7 @@ pub async fn serve(stream: TcpStream, app: Router) {
         let _ = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(IDLE_TIMEOUT)
+            .max_buf_size(BUFFER)
             .serve_connection(io, service)
             .await;
     }

@@ -14,7 +14,7 @@ use axum::{
 };
 use http::{StatusCode, header};
 use rustix::process::Rlimit;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::Semaphore};
 
 use crate::{
     auth::{self, rest_error},
@@ -61,10 +61,18 @@ pub async fn serve(options: Options) -> std::io::Result<()> {
     let processes = Processes::new(Arc::clone(&reaper), spawner);
     let meter = metrics::router(options.boot.limits);
     let app = router(Guest::new(options.boot), processes, meter, options.open_files);
+    let places = Arc::new(Semaphore::new(connection::MAX_CONNECTIONS));
     let accept = async {
-        loop {
+        // Never closed, so there is always a place, sooner or later.
+        while let Ok(place) = Arc::clone(&places).acquire_owned().await {
             match listener.accept().await {
-                Ok((stream, _)) => drop(tokio::spawn(connection::serve(stream, app.clone()))),
+                Ok((stream, _)) => {
+                    let connection = connection::serve(stream, app.clone());
+                    tokio::spawn(async {
+                        connection.await;
+                        drop(place);
+                    });
+                }
                 Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
             }
         }

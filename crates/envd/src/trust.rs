@@ -5,13 +5,21 @@
 //! `update-ca-certificates` to pick up.
 
 use std::{
-    fs::{self, OpenOptions},
-    io::{self, Write},
+    fs::{self, File, OpenOptions},
+    io::{self, Read, Write},
     path::{Path, PathBuf},
+};
+
+use rustix::{
+    fs::{Mode, OFlags},
+    io::Errno,
 };
 
 const BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
 const OURS: &str = "/usr/local/share/ca-certificates/e2b-ca.crt";
+
+/// No trust store is larger: the guest's root writes it, envd holds it.
+const MAX_STORE: u64 = 8 << 20;
 
 /// What every PEM certificate starts with.
 const CERTIFICATE: &str = "-----BEGIN CERTIFICATE-----";
@@ -33,7 +41,8 @@ impl TrustStore {
     /// forgets those. Doing it twice is doing it once.
     ///
     /// # Errors
-    /// `InvalidInput` for text without a certificate, and those of the file system.
+    /// `InvalidInput` for text without a certificate, `InvalidData` for a trust store that is no
+    /// file or too large, and those of the file system.
     pub fn install(&self, pem: &str) -> io::Result<()> {
         let pem = pem.trim();
         if !pem.is_empty() && !pem.contains(CERTIFICATE) {
@@ -53,10 +62,21 @@ impl TrustStore {
 }
 
 fn read_or_empty(path: &Path) -> io::Result<Vec<u8>> {
-    match fs::read(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-        result => result,
+    // Not to be held up by a fifo that the guest's root put there.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = match rustix::fs::open(path, flags, Mode::empty()) {
+        Ok(file) => File::from(file),
+        Err(Errno::NOENT) => return Ok(Vec::new()),
+        Err(error) => return Err(error.into()),
+    };
+    let metadata = file.metadata()?;
+    if !metadata.is_file() || metadata.len() > MAX_STORE {
+        let message = format!("{} is no trust store", path.display());
+        return Err(io::Error::new(io::ErrorKind::InvalidData, message));
     }
+    let mut content = Vec::new();
+    file.take(MAX_STORE).read_to_end(&mut content)?;
+    Ok(content)
 }
 
 fn remove_first(text: &mut Vec<u8>, part: &[u8]) {
@@ -137,5 +157,18 @@ mod tests {
         let store = store(&directory);
         assert!(store.install("not a certificate").is_err());
         assert!(!store.bundle.exists());
+    }
+
+    #[test]
+    fn what_is_no_trust_store_is_left_alone_and_not_waited_for() {
+        use rustix::fs::{CWD, FileType, mknodat};
+        let directory = tempfile::tempdir().unwrap();
+        let store = TrustStore { bundle: directory.path().join("bundle"), ..store(&directory) };
+        mknodat(CWD, &store.bundle, FileType::Fifo, Mode::RWXU, 0).unwrap();
+        assert!(store.install(&certificate("one")).is_err());
+        fs::remove_file(&store.bundle).unwrap();
+        File::create(&store.bundle).unwrap().set_len(MAX_STORE + 1).unwrap();
+        assert!(store.install(&certificate("one")).is_err());
+        assert!(!store.ours.exists());
     }
 }

@@ -20,8 +20,10 @@ use std::{
         fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd},
         unix::net::UnixStream as StdStream,
     },
+    pin::pin,
     process::exit,
     ptr,
+    time::Duration,
 };
 
 use rustix::{
@@ -37,6 +39,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, Interest},
     net::UnixStream,
     sync::{Mutex, oneshot},
+    time::timeout,
 };
 
 use super::spawn::{self, Command, Descriptors, Stdio};
@@ -44,6 +47,11 @@ use crate::reaper::{Child, Exit, Reaper};
 
 /// The report, and the three of a process without a terminal.
 const MAX_DESCRIPTORS: usize = 4;
+
+/// A spawner that does not answer is woken each time this long has passed, and given up after so many
+/// times: whoever is root in the sandbox may stop it again and again.
+const WAKE_PAUSE: Duration = Duration::from_millis(20);
+const WAKE_TRIES: usize = 1500;
 
 /// A length, or a process id.
 type Word = [u8; 4];
@@ -105,8 +113,9 @@ impl Spawner {
 
     /// As [`spawn::spawn`], in the users' control group as long as there is a spawner.
     ///
-    /// A spawner that gets no memory or processor answers late, and envd goes on meanwhile. Not to
-    /// be dropped before its end: the answer would be taken for another's.
+    /// A spawner that gets no memory or processor answers late, and envd goes on meanwhile; one that
+    /// does not answer at all is ended. Not to be dropped before its end: the answer would be taken
+    /// for another's.
     ///
     /// # Errors
     /// As for [`spawn::spawn`]; and when the spawner is killed in the middle of it.
@@ -117,11 +126,9 @@ impl Spawner {
         descriptors: &Descriptors,
     ) -> io::Result<(Child, oneshot::Receiver<Exit>)> {
         command.check()?;
-        // In case somebody has stopped it. One that has ended is found out below.
-        let _ = pidfd_send_signal(&self.process, Signal::CONT);
         let mut socket = self.socket.lock().await;
         if let Some(connection) = socket.as_mut() {
-            match ask(connection, command, descriptors).await {
+            match self.insist(ask(connection, command, descriptors)).await {
                 Ok(answer) => return Ok(reaper.adopt(pid_of(answer)?)),
                 Err(lost) => {
                     *socket = None;
@@ -132,6 +139,22 @@ impl Spawner {
             }
         }
         reaper.spawn(|| spawn::spawn(command, descriptors))
+    }
+
+    /// Waits for an answer, and wakes a spawner that somebody has stopped.
+    async fn insist(&self, answer: impl Future<Output = Result<i32, Lost>>) -> Result<i32, Lost> {
+        let mut answer = pin!(answer);
+        for _ in 0..WAKE_TRIES {
+            // That it has ended is found out by asking.
+            let _ = pidfd_send_signal(&self.process, Signal::CONT);
+            if let Ok(answer) = timeout(WAKE_PAUSE, &mut answer).await {
+                return answer;
+            }
+        }
+        let _ = pidfd_send_signal(&self.process, Signal::KILL);
+        // A child that was stopped before its exec still has the other end of the socket.
+        let answer = timeout(WAKE_PAUSE, answer).await;
+        answer.unwrap_or_else(|_| Err(Lost::Within(io::ErrorKind::UnexpectedEof.into())))
     }
 }
 

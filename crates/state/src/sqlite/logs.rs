@@ -1,6 +1,6 @@
 //! What sandboxes log.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt::Display, sync::Arc};
 
 use atoll_core::{Error, Result, error::codes};
 use atoll_wire::{log::LogLevel, node::LogLine};
@@ -60,7 +60,20 @@ fn fields_text(line: &LogLine) -> Result<String> {
         .map_err(|error| Error::new(codes::INTERNAL, format!("a log line: {error}.")))
 }
 
+/// In a task of its own: a search goes on when its caller has gone, and counts until its end.
 pub(super) async fn find(db: &SqliteDatabase, wanted: &LogQuery) -> Result<Vec<LogLine>> {
+    let (db, wanted) = (db.clone(), wanted.clone());
+    let failed =
+        |cause: &dyn Display| Error::new(codes::INTERNAL, format!("a log was not read: {cause}."));
+    let turn = Arc::clone(&db.log_readers).acquire_owned().await.map_err(|error| failed(&error))?;
+    let reading = tokio::spawn(async move {
+        let _turn = turn;
+        select(&db, &wanted).await
+    });
+    reading.await.map_err(|error| failed(&error))?
+}
+
+async fn select(db: &SqliteDatabase, wanted: &LogQuery) -> Result<Vec<LogLine>> {
     let mut query = QueryBuilder::<Sqlite>::new(
         "SELECT sandbox_id, timestamp, sequence, team_id, level, logger, message, fields \
          FROM sandbox_logs WHERE sandbox_id = ",
@@ -116,5 +129,39 @@ pub(super) async fn prune(db: &SqliteDatabase, before: Timestamp, keep: u32) -> 
         if deleted < DELETE_ROWS.unsigned_abs() {
             return Ok(());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{CONNECTIONS, LOG_READERS};
+    use super::*;
+
+    #[tokio::test]
+    async fn a_search_counts_until_its_end_though_its_caller_has_gone() {
+        let directory = tempfile::tempdir().unwrap();
+        let db = SqliteDatabase::open(directory.path().join("db")).await.unwrap();
+        let wanted = LogQuery {
+            team: "team".to_owned(),
+            sandbox: "i1".to_owned(),
+            from: Timestamp::MIN,
+            until: Timestamp::MAX,
+            direction: Direction::Forward,
+            level: LogLevel::Debug,
+            search: "x".to_owned(),
+            limit: 1000,
+        };
+        let mut busy = Vec::new();
+        for _ in 0..CONNECTIONS {
+            busy.push(db.pool.acquire().await.unwrap());
+        }
+        for _ in 0..2 * LOG_READERS {
+            // Polled once: it takes its turn, if there is one, and is dropped.
+            assert!(futures::poll!(std::pin::pin!(find(&db, &wanted))).is_pending());
+        }
+        assert_eq!(db.log_readers.available_permits(), 0);
+        drop(busy);
+        assert!(find(&db, &wanted).await.unwrap().is_empty());
+        db.close().await;
     }
 }

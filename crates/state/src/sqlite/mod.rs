@@ -19,7 +19,9 @@ mod logs;
 mod metrics;
 mod templates;
 
-use std::{fs::OpenOptions, io, os::unix::fs::OpenOptionsExt, path::Path, time::Duration};
+use std::{
+    fs::OpenOptions, io, os::unix::fs::OpenOptionsExt, path::Path, sync::Arc, time::Duration,
+};
 
 use async_trait::async_trait;
 use atoll_core::{Result, TemplateId, reference::Reference};
@@ -30,6 +32,7 @@ use sqlx::{
     migrate::Migrator,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
+use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use self::error::{Context, cannot_create, cannot_migrate};
@@ -44,6 +47,10 @@ static MIGRATIONS: Migrator = sqlx::migrate!("./migrations/sqlite");
 /// microseconds; each connection is a thread.
 const CONNECTIONS: u32 = 4;
 
+/// Logs that are searched at a time: one may be long, and others must find a connection meanwhile.
+const LOG_READERS: usize = 2;
+const _: () = assert!(LOG_READERS < CONNECTIONS as usize);
+
 /// How long a writer waits for its turn before it fails.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -52,6 +59,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct SqliteDatabase {
     pool: SqlitePool,
     key_cache: keys::KeyCache,
+    log_readers: Arc<Semaphore>,
 }
 
 impl SqliteDatabase {
@@ -90,7 +98,8 @@ impl SqliteDatabase {
             pool.close().await;
             return Err(cannot_migrate(path, error));
         }
-        Ok(Self { pool, key_cache: keys::KeyCache::default() })
+        let log_readers = Arc::new(Semaphore::new(LOG_READERS));
+        Ok(Self { pool, key_cache: keys::KeyCache::default(), log_readers })
     }
 
     /// Waits for queries under way, folds the write-ahead log into the file and closes it. Calls
