@@ -370,10 +370,10 @@ impl Exchanges {
         // One is here and one with the service.
         const NONE: usize = 2;
         loop {
+            let none_open = Arc::strong_count(&self.open) <= NONE;
             let before = self.begun.load(Ordering::Relaxed);
             tokio::time::sleep(IDLE).await;
-            let begun = self.begun.load(Ordering::Relaxed);
-            if begun == before && Arc::strong_count(&self.open) <= NONE {
+            if none_open && self.begun.load(Ordering::Relaxed) == before {
                 return;
             }
         }
@@ -438,6 +438,17 @@ mod tests {
         assert!(waited.is_err(), "an answer was under way");
         drop(body);
         tokio::time::timeout(IDLE * 2, exchanges.idle()).await.unwrap();
+        let busy = async {
+            for _ in 0..10 {
+                drop(service.begin());
+                tokio::time::sleep(IDLE / 2).await;
+            }
+        };
+        let idle = exchanges.idle();
+        tokio::select! {
+            () = idle => panic!("an answer had been sent not long ago"),
+            () = busy => {}
+        }
     }
 
     #[tokio::test]
