@@ -4,7 +4,15 @@
 
 mod support;
 
-use std::{collections::BTreeSet, fs};
+use std::{
+    collections::BTreeSet,
+    fs,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
@@ -35,6 +43,10 @@ fn spawner(envd: &Envd) -> Option<u32> {
 
 fn signal(pid: u32, signal: Signal) {
     kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), signal).unwrap();
+}
+
+fn signal_if_there(pid: u32, signal: Signal) {
+    let _ = kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), signal);
 }
 
 // Rules: PROC-9
@@ -88,6 +100,29 @@ async fn one_that_was_stopped_is_woken() {
     until(async || status(pid, "State").unwrap().starts_with('T')).await;
     assert_eq!(envd.sh("echo on", json!({})).await.outcome().await.stdout(), "on\n");
     assert_eq!(spawner(&envd), Some(pid));
+}
+
+#[tokio::test]
+async fn one_that_is_stopped_again_and_again_is_given_up_at_the_latest() {
+    let envd = Envd::start().await;
+    let pid = spawner_of(&envd).await;
+    let over = Arc::new(AtomicBool::new(false));
+    let stopper = thread::spawn({
+        let over = Arc::clone(&over);
+        move || {
+            while !over.load(Ordering::Relaxed) {
+                // Until it has been ended.
+                signal_if_there(pid, Signal::STOP);
+            }
+        }
+    });
+    for number in 0..50 {
+        let outcome = envd.sh(&format!("echo {number}"), json!({})).await.outcome().await;
+        assert_eq!(outcome.stdout(), format!("{number}\n"));
+    }
+    over.store(true, Ordering::Relaxed);
+    stopper.join().unwrap();
+    signal_if_there(pid, Signal::CONT);
 }
 
 // Rules: TRAP-32, PROC-42

@@ -49,9 +49,10 @@ use crate::reaper::{Child, Exit, Reaper};
 const MAX_DESCRIPTORS: usize = 4;
 
 /// A spawner that does not answer is woken each time this long has passed, and given up after so many
-/// times: whoever is root in the sandbox may stop it again and again.
+/// times, of which each answer that needs none makes up for one: whoever is root in the sandbox may
+/// stop it again and again, and delays all commands together by no more than that.
 const WAKE_PAUSE: Duration = Duration::from_millis(20);
-const WAKE_TRIES: usize = 1500;
+const MOST_WAKES: usize = 750;
 
 /// A length, or a process id.
 type Word = [u8; 4];
@@ -90,7 +91,13 @@ pub fn fork() -> io::Result<Forked> {
 pub struct Spawner {
     process: OwnedFd,
     /// None once it has been lost.
-    socket: Mutex<Option<UnixStream>>,
+    connection: Mutex<Option<Connection>>,
+}
+
+struct Connection {
+    socket: UnixStream,
+    /// How often it was woken, less what it made up for.
+    wakes: usize,
 }
 
 /// Why there was no answer.
@@ -108,7 +115,8 @@ impl Spawner {
     /// Outside of an event loop.
     pub fn new(forked: Forked) -> io::Result<Self> {
         let socket = UnixStream::from_std(forked.socket)?;
-        Ok(Self { process: forked.process, socket: Mutex::new(Some(socket)) })
+        let connection = Connection { socket, wakes: 0 };
+        Ok(Self { process: forked.process, connection: Mutex::new(Some(connection)) })
     }
 
     /// As [`spawn::spawn`], in the users' control group as long as there is a spawner.
@@ -126,12 +134,12 @@ impl Spawner {
         descriptors: &Descriptors,
     ) -> io::Result<(Child, oneshot::Receiver<Exit>)> {
         command.check()?;
-        let mut socket = self.socket.lock().await;
-        if let Some(connection) = socket.as_mut() {
-            match self.insist(ask(connection, command, descriptors)).await {
+        let mut connection = self.connection.lock().await;
+        if let Some(Connection { socket, wakes }) = connection.as_mut() {
+            match self.insist(ask(socket, command, descriptors), wakes).await {
                 Ok(answer) => return Ok(reaper.adopt(pid_of(answer)?)),
                 Err(lost) => {
-                    *socket = None;
+                    *connection = None;
                     if let Lost::Within(error) = lost {
                         return Err(error);
                     }
@@ -142,14 +150,20 @@ impl Spawner {
     }
 
     /// Waits for an answer, and wakes a spawner that somebody has stopped.
-    async fn insist(&self, answer: impl Future<Output = Result<i32, Lost>>) -> Result<i32, Lost> {
+    async fn insist(
+        &self,
+        answer: impl Future<Output = Result<i32, Lost>>,
+        wakes: &mut usize,
+    ) -> Result<i32, Lost> {
         let mut answer = pin!(answer);
-        for _ in 0..WAKE_TRIES {
+        *wakes = wakes.saturating_sub(1);
+        while *wakes < MOST_WAKES {
             // That it has ended is found out by asking.
             let _ = pidfd_send_signal(&self.process, Signal::CONT);
             if let Ok(answer) = timeout(WAKE_PAUSE, &mut answer).await {
                 return answer;
             }
+            *wakes += 1;
         }
         let _ = pidfd_send_signal(&self.process, Signal::KILL);
         // A child that was stopped before its exec still has the other end of the socket.
@@ -232,6 +246,9 @@ fn run(socket: StdStream) -> ! {
             Ok(pid) => pid.as_raw_nonzero().get(),
             Err(error) => -error.raw_os_error().unwrap_or(libc::EINVAL),
         };
+        // First: nobody wakes it any more once it has answered, and whoever reads from the child
+        // would wait for the ends that it still holds.
+        drop(descriptors);
         if (&socket).write_all(&answer.to_ne_bytes()).is_err() {
             break;
         }
