@@ -6,7 +6,7 @@
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use atoll_core::Result;
+use atoll_core::{Result, lifecycle::State};
 use atoll_state::catalogue::{Entry, Phase};
 
 use crate::control::Control;
@@ -16,7 +16,8 @@ const BACKOFF: Duration = Duration::from_secs(1);
 
 /// Takes in every sandbox that runs on the node. Those whose time was up meanwhile expire at once.
 pub(crate) async fn adopt(control: &Control) -> Result<usize> {
-    let running = control.node.list().await?;
+    let mut running = control.node.list().await?;
+    running.retain(|sandbox| matches!(sandbox.state, State::Running | State::Snapshotting));
     let count = running.len();
     for sandbox in running {
         let entry = Entry {

@@ -56,6 +56,8 @@ impl Berth {
 struct Shared {
     cgroups: Cgroups,
     launcher: PathBuf,
+    /// In every name, so that none is like that of a group an earlier run left.
+    run: u64,
     next: AtomicU64,
     ready: Mutex<VecDeque<Berth>>,
     wanted: Notify,
@@ -71,17 +73,23 @@ pub(crate) struct Berths {
 
 impl Berths {
     /// Begins to fill a pool of `target` berths.
-    pub(crate) fn start(cgroups: Cgroups, launcher: PathBuf, target: usize) -> Self {
+    ///
+    /// # Errors
+    /// `INTERNAL` when there is no randomness.
+    pub(crate) fn start(cgroups: Cgroups, launcher: PathBuf, target: usize) -> Result<Self> {
+        let run = getrandom::u64()
+            .map_err(|error| Error::new(codes::INTERNAL, format!("no randomness: {error}.")))?;
         let shared = Arc::new(Shared {
             cgroups,
             launcher,
+            run,
             next: AtomicU64::new(0),
             ready: Mutex::default(),
             wanted: Notify::new(),
             closed: CancellationToken::new(),
         });
         let refill = tokio::spawn(refill(shared.clone(), target));
-        Self { shared, refill: Mutex::new(Some(refill)) }
+        Ok(Self { shared, refill: Mutex::new(Some(refill)) })
     }
 
     /// A berth from the pool, or a new one when the pool is empty.
@@ -138,7 +146,8 @@ impl Shared {
     }
 
     async fn make(&self) -> Result<Berth> {
-        let name = format!("b{}", self.next.fetch_add(1, Ordering::Relaxed));
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let name = format!("b{:016x}-{number}", self.run);
         let cgroups = self.cgroups.clone();
         // The kernel may hold the directories' lock for long: not on a thread that serves others.
         let made = tokio::task::spawn_blocking(move || cgroups.create(&name)).await;

@@ -40,9 +40,6 @@ const RESERVE_SHARE: u64 = 8;
 const MEMORY_RESERVE: u64 = 128 << 20;
 const PROCESS_RESERVE: u64 = 64;
 
-/// The share of memory that may be in buffers of sockets.
-const SOCKETS_SHARE: u64 = 4;
-
 /// The file that lists a group's processes, and takes new ones.
 const PROCESSES: &str = "cgroup.procs";
 
@@ -50,27 +47,6 @@ const REMOVE_ATTEMPTS: u32 = 100;
 const REMOVE_PAUSE: Duration = Duration::from_millis(10);
 
 impl Controller {
-    /// The same controller in a group below.
-    fn part(&self, name: &str) -> Self {
-        Self { directory: self.directory.join(name), unified: self.unified }
-    }
-
-    fn set(&self, file: &str, value: impl ToString) -> io::Result<()> {
-        fs::write(self.directory.join(file), value.to_string())
-    }
-
-    /// Swap is refused where the kernel accounts for it: a limit of memory is then that.
-    fn limit_memory(&self, bytes: u64) -> io::Result<()> {
-        if self.unified {
-            self.set("memory.max", bytes)?;
-            return optional(self.set("memory.swap.max", 0));
-        }
-        self.set("memory.limit_in_bytes", bytes)?;
-        // v1 counts socket buffers apart, and without a limit of their own.
-        optional(self.set("memory.kmem.tcp.limit_in_bytes", bytes / SOCKETS_SHARE))?;
-        optional(self.set("memory.memsw.limit_in_bytes", bytes))
-    }
-
     /// Makes a group of v1's memory controller count, and limit, what its children use: kernels
     /// before 5.11 leave the choice.
     fn count_children(&self, name: &str) -> Result<()> {
@@ -109,7 +85,10 @@ impl Cgroups {
     /// # Errors
     /// `HOST_FEATURE_MISSING` when a hierarchy is missing or cannot be written.
     pub fn open(instance: &InstanceId) -> Result<Self> {
-        let hierarchies = Hierarchies::detect()?;
+        Self::open_in(Hierarchies::detect()?, instance)
+    }
+
+    pub(crate) fn open_in(hierarchies: Hierarchies, instance: &InstanceId) -> Result<Self> {
         let name = format!("atoll-{instance}");
         for root in hierarchies.roots() {
             let directory = root.join(&name);
@@ -179,6 +158,8 @@ impl Cgroups {
             pids: place(&self.hierarchies.pids),
             cpu: place(&self.hierarchies.cpu),
             accounting: place(&self.hierarchies.accounting),
+            freezer: self.hierarchies.freezer.as_ref().map(place),
+            name: name.to_owned(),
             unified: self.hierarchies.unified.as_ref().map(|root| root.join(&self.name).join(name)),
         }
     }
@@ -198,6 +179,12 @@ impl Cgroups {
         names.sort();
         names.dedup();
         names.into_iter().map(|name| (name.clone(), self.group(&name))).collect()
+    }
+
+    /// The group of this name, if it exists.
+    pub fn find(&self, name: &str) -> Option<Cgroup> {
+        // Looked for among those there are: so the name cannot lead anywhere else.
+        self.existing().into_iter().find(|(existing, _)| existing == name).map(|(_, group)| group)
     }
 
     /// Removes the instance's parent groups, if they are empty.
@@ -241,6 +228,7 @@ fn cannot(verb: &str, directory: &Path, error: &io::Error) -> Error {
 /// One sandbox's group, in every hierarchy. Dropping it removes nothing.
 #[derive(Clone, Debug)]
 pub struct Cgroup {
+    name: String,
     /// All of them, those above before those below.
     directories: Vec<PathBuf>,
     /// Those that users' processes are in, one in each hierarchy.
@@ -251,17 +239,24 @@ pub struct Cgroup {
     pids: Controller,
     cpu: Controller,
     accounting: Controller,
+    freezer: Option<Controller>,
     unified: Option<PathBuf>,
 }
 
 impl Cgroup {
+    /// Its name, which no other group of the instance has.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The files that a process writes `0` to in order to join, as a user's.
     pub fn join_files(&self) -> Vec<PathBuf> {
         self.user.iter().map(|directory| directory.join(PROCESSES)).collect()
     }
 
     /// Moves the first process, alone, to where users' processes cannot starve it. Those it has
-    /// forked already stay. The kernel may take tens of milliseconds.
+    /// forked already stay. The kernel may take tens of milliseconds. One that is apart already, as
+    /// adopted ones are, is not touched.
     ///
     /// The caller must see to it that `pid` is not reaped meanwhile.
     ///
@@ -269,6 +264,9 @@ impl Cgroup {
     /// When the kernel refuses; a process that has ended is left alone.
     pub fn set_apart(&self, pid: u32) -> io::Result<()> {
         for directory in &self.envd {
+            if listed(directory).contains(&pid) {
+                continue;
+            }
             match fs::write(directory.join(PROCESSES), pid.to_string()) {
                 Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
                 other => other?,
@@ -337,14 +335,37 @@ impl Cgroup {
 
     /// Processes of the group that the host sees.
     pub fn processes(&self) -> Vec<u32> {
-        self.directories
-            .iter()
-            .filter_map(|directory| fs::read_to_string(directory.join(PROCESSES)).ok())
-            .flat_map(|text| text.lines().filter_map(|line| line.parse().ok()).collect::<Vec<_>>())
-            .collect()
+        self.directories.iter().flat_map(|directory| listed(directory)).collect()
     }
 
-    /// Sends SIGKILL to every process of the group.
+    /// Stops every process of the group, and returns when none runs any more. Blocks for as long as
+    /// the kernel takes; when that is too long, they all go on. One that is stopped already stays so.
+    ///
+    /// # Errors
+    /// `Unsupported` when this host cannot, `TimedOut` when the processes do not stop; or as the
+    /// kernel says, for one when the group is gone.
+    pub fn freeze(&self) -> io::Result<()> {
+        self.freezer()?.freeze()
+    }
+
+    /// Lets the processes go on. May block for a while, as any change of a group may.
+    ///
+    /// # Errors
+    /// As for [`freeze`](Self::freeze), apart from `TimedOut`.
+    pub fn thaw(&self) -> io::Result<()> {
+        self.freezer()?.thaw()
+    }
+
+    pub(crate) fn freezer(&self) -> io::Result<&Controller> {
+        self.freezer.as_ref().ok_or(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Whether a process that is killed while it is frozen ends only when it is thawed.
+    pub(crate) fn outlives_kill_when_frozen(&self) -> bool {
+        self.freezer.as_ref().is_some_and(|freezer| !freezer.unified)
+    }
+
+    /// Sends SIGKILL to every process of the group, frozen or not.
     pub fn kill(&self) {
         let at_once = self
             .unified
@@ -352,6 +373,10 @@ impl Cgroup {
             .is_some_and(|directory| fs::write(directory.join("cgroup.kill"), "1").is_ok());
         if !at_once {
             self.processes().into_iter().for_each(|pid| self.kill_member(pid));
+        }
+        // Not before: they would run again for a moment. It fails when the group is gone.
+        if self.outlives_kill_when_frozen() {
+            let _ = self.thaw();
         }
     }
 
@@ -399,25 +424,23 @@ impl Cgroup {
     }
 }
 
+/// The processes in a group, as the host numbers them.
+fn listed(directory: &Path) -> Vec<u32> {
+    let text = fs::read_to_string(directory.join(PROCESSES)).unwrap_or_default();
+    text.lines().filter_map(|line| line.parse().ok()).collect()
+}
+
 /// What users may have of a limit.
 fn of_users(limit: u64, most_kept: u64) -> u64 {
     limit - (limit / RESERVE_SHARE).min(most_kept)
-}
-
-fn optional(result: io::Result<()>) -> io::Result<()> {
-    match result {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        // Without swap accounting the file exists on some kernels and refuses.
-        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
-        other => other,
-    }
 }
 
 fn number(text: &str) -> u64 {
     text.trim().parse().unwrap_or(0)
 }
 
-fn field(text: &str, name: &str) -> u64 {
+/// The number behind `name` in a file of such lines.
+pub(crate) fn field(text: &str, name: &str) -> u64 {
     text.lines()
         .filter_map(|line| line.split_once(' '))
         .find(|(key, _)| *key == name)

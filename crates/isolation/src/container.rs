@@ -4,6 +4,8 @@
 //! launcher in it, writes the specification, reads the report and takes hold of the first process.
 
 use std::{
+    collections::HashSet,
+    io,
     os::fd::{AsFd, AsRawFd, BorrowedFd},
     path::{Path, PathBuf},
     time::Duration,
@@ -16,9 +18,9 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::{
-    Capabilities, Driver, Running, Spec,
+    Capabilities, Driver, Identity, Running, Spec,
     berths::{Berth, Berths, failed},
-    cgroup::Cgroups,
+    cgroup::{Cgroup, Cgroups},
     process::FirstProcess,
     seccomp,
 };
@@ -40,6 +42,8 @@ pub struct Options {
     pub staging: PathBuf,
     /// Control groups, with a launcher in each, kept ready.
     pub ready: usize,
+    /// Names of groups that hold sandboxes to adopt, and are left as they are.
+    pub keep: HashSet<String>,
 }
 
 /// The driver.
@@ -52,11 +56,12 @@ pub struct Container {
 }
 
 impl Container {
-    /// Ends what an earlier run of this instance left behind, and is ready.
+    /// Ends what an earlier run of this instance left behind, apart from what is to be kept, and is
+    /// ready.
     ///
     /// # Errors
     /// `HOST_FEATURE_MISSING` when the host lacks control groups, `DATA_DIR_UNUSABLE` when the
-    /// staging directory cannot be made.
+    /// staging directory cannot be made, `INTERNAL` when there is no randomness.
     pub async fn start(options: Options) -> Result<Self> {
         std::fs::create_dir_all(&options.staging).map_err(|error| {
             Error::new(
@@ -65,8 +70,8 @@ impl Container {
             )
         })?;
         let cgroups = Cgroups::open(&options.instance)?;
-        clean(&cgroups).await;
-        let berths = Berths::start(cgroups.clone(), options.launcher.clone(), options.ready);
+        clean(&cgroups, &options.keep).await;
+        let berths = Berths::start(cgroups.clone(), options.launcher.clone(), options.ready)?;
         let seccomp = seccomp::program().iter().map(|byte| format!("{byte:02x}")).collect();
         Ok(Self { options, cgroups, berths, seccomp })
     }
@@ -118,7 +123,7 @@ impl Container {
         // Its end takes the kernel a while, for its mounts; nobody has to wait for that here.
         tokio::spawn(async move { launcher.wait().await });
         match parse_report(&report) {
-            Report::Started(pid) => Ok(Running { process: FirstProcess::open(pid)?, cgroup, log }),
+            Report::Started(pid) => Running::new(pid, cgroup, log),
             Report::Failed { pid, cause } => {
                 // It is our child, and a zombie until it is waited for.
                 if let Some(process) = pid.and_then(|pid| FirstProcess::open(pid).ok()) {
@@ -132,8 +137,9 @@ impl Container {
 }
 
 /// Ends and removes what an earlier run left behind.
-async fn clean(cgroups: &Cgroups) {
-    let left = cgroups.existing();
+async fn clean(cgroups: &Cgroups, keep: &HashSet<String>) {
+    let mut left = cgroups.existing();
+    left.retain(|(name, _)| !keep.contains(name));
     if !left.is_empty() {
         tracing::info!(groups = left.len(), "ending what an earlier run left behind");
     }
@@ -143,6 +149,27 @@ async fn clean(cgroups: &Cgroups) {
             tracing::warn!(name, %cause, "a leftover cgroup could not be removed");
         }
     }
+}
+
+/// Changes a group, which the kernel may take long for, and says what came of it for `running`.
+async fn change(
+    running: &Running,
+    change: impl FnOnce(&Cgroup) -> io::Result<()> + Send + 'static,
+) -> Result<()> {
+    let cgroup = running.cgroup.clone();
+    let changed = tokio::task::spawn_blocking(move || change(&cgroup)).await;
+    let changed = changed.map_err(io::Error::other).and_then(|changed| changed);
+    // Asked afterwards, and first: a group without processes can be frozen too.
+    if running.process.has_ended().is_ok_and(|ended| ended) {
+        return Err(Error::new(codes::SANDBOX_GONE, "the sandbox has ended."));
+    }
+    changed.map_err(|error| {
+        let code = match error.kind() {
+            io::ErrorKind::Unsupported => codes::DRIVER_UNSUPPORTED,
+            _ => codes::INTERNAL,
+        };
+        Error::new(code, format!("the sandbox could not be stopped, or let go on: {error}."))
+    })
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -187,6 +214,33 @@ impl Driver for Container {
             }
         }
         started
+    }
+
+    async fn adopt(&self, identity: &Identity) -> Result<Option<Running>> {
+        let failed = |error: io::Error| {
+            let message = format!("the cgroup {} cannot be taken over: {error}.", identity.cgroup);
+            Error::new(codes::INTERNAL, message)
+        };
+        let Some(cgroup) = self.cgroups.find(&identity.cgroup) else { return Ok(None) };
+        if let Some(running) = identity.find(cgroup.clone()).map_err(failed)? {
+            return Ok(Some(running));
+        }
+        cgroup.kill();
+        cgroup.remove().await.map_err(failed)?;
+        Ok(None)
+    }
+
+    async fn freeze(&self, running: &Running) -> Result<()> {
+        let frozen = change(running, Cgroup::freeze).await;
+        if frozen.is_err() {
+            // What is left of one whose first process has ended must be able to end too.
+            let _ = change(running, Cgroup::thaw).await;
+        }
+        frozen
+    }
+
+    async fn thaw(&self, running: &Running) -> Result<()> {
+        change(running, Cgroup::thaw).await
     }
 
     async fn shutdown(&self) {

@@ -1,17 +1,52 @@
 //! Which cgroup controller is where on this host: v1, v2, or some of each.
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
 };
 
 use atoll_core::{Error, Result, error::codes};
+
+/// The share of memory that may be in buffers of sockets.
+const SOCKETS_SHARE: u64 = 4;
 
 /// A controller and the interface it has here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Controller {
     pub(crate) directory: PathBuf,
     pub(crate) unified: bool,
+}
+
+impl Controller {
+    /// The same controller in a group below.
+    pub(crate) fn part(&self, name: &str) -> Self {
+        Self { directory: self.directory.join(name), unified: self.unified }
+    }
+
+    pub(crate) fn set(&self, file: &str, value: impl ToString) -> io::Result<()> {
+        fs::write(self.directory.join(file), value.to_string())
+    }
+
+    /// Swap is refused where the kernel accounts for it: a limit of memory is then that.
+    pub(crate) fn limit_memory(&self, bytes: u64) -> io::Result<()> {
+        if self.unified {
+            self.set("memory.max", bytes)?;
+            return optional(self.set("memory.swap.max", 0));
+        }
+        self.set("memory.limit_in_bytes", bytes)?;
+        // v1 counts socket buffers apart, and without a limit of their own.
+        optional(self.set("memory.kmem.tcp.limit_in_bytes", bytes / SOCKETS_SHARE))?;
+        optional(self.set("memory.memsw.limit_in_bytes", bytes))
+    }
+}
+
+fn optional(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        // Without swap accounting the file exists on some kernels and refuses.
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
+        other => other,
+    }
 }
 
 /// Where this host's controllers are.
@@ -23,6 +58,8 @@ pub struct Hierarchies {
     pub(crate) accounting: Controller,
     /// The v2 hierarchy, even when it has no controllers: it still ends a whole group at once.
     pub(crate) unified: Option<PathBuf>,
+    /// What stops a group: v2 wherever it is mounted, else v1's controller if there is one.
+    pub(crate) freezer: Option<Controller>,
 }
 
 impl Hierarchies {
@@ -73,7 +110,12 @@ impl Hierarchies {
         };
         let cpu = required("cpu")?;
         let accounting = if cpu.unified { cpu.clone() } else { required("cpuacct")? };
-        Ok(Self { memory: required("memory")?, pids: required("pids")?, cpu, accounting, unified })
+        let freezer = match &unified {
+            Some(root) => Some(Controller { directory: root.clone(), unified: true }),
+            None => find("freezer"),
+        };
+        let (memory, pids) = (required("memory")?, required("pids")?);
+        Ok(Self { memory, pids, cpu, accounting, unified, freezer })
     }
 
     /// One line for people: which version has which controller.
@@ -97,6 +139,7 @@ impl Hierarchies {
     pub(crate) fn roots(&self) -> Vec<PathBuf> {
         let mut roots: Vec<PathBuf> = [&self.memory, &self.pids, &self.cpu, &self.accounting]
             .into_iter()
+            .chain(&self.freezer)
             .map(|controller| controller.directory.clone())
             .chain(self.unified.clone())
             .collect();
@@ -170,6 +213,18 @@ mod tests {
         assert_eq!(found.cpu.directory, Path::new("/sys/fs/cgroup/cpu,cpuacct"));
         assert_eq!(found.unified.as_deref(), Some(Path::new("/sys/fs/cgroup/unified")));
         assert_eq!(found.roots().len(), 4);
+    }
+
+    #[test]
+    fn a_host_without_v2_freezes_with_v1() {
+        let table = format!(
+            "{}\n30 25 0:27 / /sys/fs/cgroup/freezer rw - cgroup cgroup rw,freezer",
+            MIXED.replace("cgroup2", "tmpfs")
+        );
+        let found = Hierarchies::from_table(&table, &|_| String::new()).unwrap();
+        let freezer = found.freezer.clone().unwrap();
+        assert!(!freezer.unified);
+        assert!(found.roots().contains(&freezer.directory));
     }
 
     #[test]

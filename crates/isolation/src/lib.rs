@@ -6,21 +6,25 @@
 //! - [`cgroup`]: limits and accounting on cgroup v1, v2 and hosts that mix them.
 //! - [`seccomp`]: the system calls a sandbox may not make.
 //! - [`process`]: a first process, held by a descriptor that no reused pid can confuse.
+//! - [`Identity`]: what a sandbox is found again by, which outlives the daemon.
 
 mod berths;
 pub mod cgroup;
 pub mod checkpoint;
 pub mod container;
+mod freezer;
 mod hierarchies;
+mod identity;
 pub mod process;
 pub mod seccomp;
 
-use std::{os::fd::OwnedFd, path::PathBuf};
+use std::{fs::File, io, os::fd::OwnedFd, path::PathBuf};
 
 use async_trait::async_trait;
-use atoll_core::{Result, SandboxId};
+use atoll_core::{Error, Result, SandboxId, error::codes};
 use atoll_network::Slot;
 
+pub use crate::identity::Identity;
 use crate::{cgroup::Cgroup, process::FirstProcess};
 
 /// What a driver needs to start a sandbox.
@@ -55,16 +59,59 @@ pub struct Limits {
     pub processes: u32,
 }
 
-/// A sandbox that runs.
+/// A sandbox that runs, or is frozen. Dropping this does not end it.
 #[derive(Debug)]
 pub struct Running {
     /// Its first process: when that ends, the sandbox has ended.
     pub process: FirstProcess,
     /// Its limits and accounting.
     pub cgroup: Cgroup,
-    /// The end to read of the pipe that is its first process's standard output. Reading does not
-    /// block, and ends when that process has.
-    pub log: OwnedFd,
+    /// The end to read of the pipe that is its first process's standard output, for whoever reads
+    /// it to take. Reading does not block, and ends when that process has.
+    pub log: Option<OwnedFd>,
+    identity: Identity,
+}
+
+impl Running {
+    /// The sandbox in `cgroup` whose first process is `pid`, a child of this process, and logs to
+    /// the pipe that `log` is the other end of.
+    ///
+    /// # Errors
+    /// When there is no such process.
+    pub fn new(pid: u32, cgroup: Cgroup, log: OwnedFd) -> Result<Self> {
+        let process = FirstProcess::open(pid)?;
+        let identity = Identity::of(&process, &cgroup, &log).map_err(|error| {
+            let message = format!("the sandbox's first process cannot be told: {error}.");
+            Error::new(codes::SANDBOX_START_FAILED, message)
+        })?;
+        Ok(Self { process, cgroup, log: Some(log), identity })
+    }
+
+    /// What [`Driver::adopt`] finds it by.
+    pub fn identity(&self) -> Identity {
+        self.identity.clone()
+    }
+
+    /// Sends SIGKILL to all of it, frozen or not; what has ended is left alone.
+    ///
+    /// # Errors
+    /// When the kernel refuses, which it does not do to a privileged caller.
+    pub fn kill(&self) -> io::Result<()> {
+        self.process.kill()?;
+        if self.cgroup.outlives_kill_when_frozen() {
+            self.cgroup.kill();
+        }
+        Ok(())
+    }
+}
+
+/// The namespaces that a sandbox's [`Slot`] consists of.
+#[derive(Debug)]
+pub struct Namespaces {
+    /// The user namespace, which owns the other.
+    pub user: OwnedFd,
+    /// The network namespace.
+    pub net: OwnedFd,
 }
 
 /// What a driver can do on this host; found by trying, at start.
@@ -87,6 +134,48 @@ pub trait Driver: Send + Sync + 'static {
     /// call leaves that to the next start of the driver.
     async fn start(&self, spec: Spec<'_>) -> Result<Running>;
 
-    /// Gives back what is kept ready. No sandbox may run any more.
+    /// Takes hold of a sandbox that an earlier run of the driver started; its group must have been
+    /// kept at the start of this one. `None` when it has ended: nothing of it is left then, and its
+    /// number may be another process's, which is not touched.
+    ///
+    /// # Errors
+    /// `INTERNAL` when the kernel refuses to tell, or what is left cannot be removed.
+    async fn adopt(&self, identity: &Identity) -> Result<Option<Running>>;
+
+    /// The namespaces of a sandbox.
+    ///
+    /// # Errors
+    /// `SANDBOX_GONE` when it has ended.
+    fn namespaces(&self, running: &Running) -> Result<Namespaces> {
+        let opened = running.process.look(|process| {
+            let open = |name: &str| File::open(process.join("ns").join(name)).map(OwnedFd::from);
+            Ok(Namespaces { user: open("user")?, net: open("net")? })
+        });
+        match opened {
+            Ok(Some(namespaces)) => Ok(namespaces),
+            Ok(None) => Err(Error::new(codes::SANDBOX_GONE, "the sandbox has ended.")),
+            Err(error) => {
+                let message = format!("the sandbox's namespaces cannot be opened: {error}.");
+                Err(Error::new(codes::INTERNAL, message))
+            }
+        }
+    }
+
+    /// Stops all of a sandbox's processes, and returns when none runs any more; once more is no
+    /// error. They can be killed meanwhile, with [`Running::kill`]. A dropped call goes on to its
+    /// end.
+    ///
+    /// # Errors
+    /// `SANDBOX_GONE` when it has ended, `DRIVER_UNSUPPORTED` when this host cannot, `INTERNAL` when
+    /// processes do not stop: all go on then.
+    async fn freeze(&self, running: &Running) -> Result<()>;
+
+    /// Lets them go on; once more is no error. A dropped call goes on to its end.
+    ///
+    /// # Errors
+    /// As for [`freeze`](Self::freeze).
+    async fn thaw(&self, running: &Running) -> Result<()>;
+
+    /// Gives back what is kept ready. Sandboxes are left as they are.
     async fn shutdown(&self);
 }

@@ -1,18 +1,18 @@
 //! The host's side of isolation: one nft table per instance, and forwarding on the uplinks.
 //!
-//! The table is set once and never changes, and a guard puts it back when someone flushes the whole
-//! ruleset, as a reload of the host's own firewall does. It matches links by their name's prefix,
-//! and what may differ between slots is the link's group (see [`Group`]). Forwarding is switched per
-//! link, never for the whole host. Where it was off on an uplink the host was no router, and must
-//! not become one for others on that network: the table then drops what enters there for anyone but
-//! sandboxes.
+//! The table is set once in a run and never changes, and a guard puts it back when someone flushes
+//! the whole ruleset, as a reload of the host's own firewall does. While the table of an earlier run
+//! is replaced, a second one stands in for it, so sandboxes that outlived that run are guarded at
+//! every moment. It matches links by their name's prefix, and what may differ between slots is the link's group (see
+//! [`Group`]). Forwarding is switched per link, never for the whole host. Where it was off on an
+//! uplink the host was no router, and must not become one for others on that network: the table then
+//! drops what enters there for anyone but sandboxes.
 //!
 //! Which uplinks Atoll switched is kept in the table itself, in its set `uplinks`. So it survives a
 //! crash, and two instances on a host know of each other: the last one to stop switches back.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt::Write as _,
     io,
     net::Ipv4Addr,
     path::PathBuf,
@@ -54,7 +54,8 @@ const BLOCKED: [Cidr; 12] = [
 
 /// Seconds that a silent TCP connection of a sandbox stays in the host's connection table, which
 /// does not notice when the sandbox goes. The kernel's default is five days; two hours is when
-/// keepalives start.
+/// keepalives start. It goes with the table: a connection that outlives a run of Atoll falls back to
+/// the default.
 const LONGEST_SILENCE: u32 = 7200;
 /// Seconds for which the host remembers a TCP connection of a sandbox that has been closed. The
 /// kernel's 120 would let one sandbox fill the table with connections that it opens and closes.
@@ -76,16 +77,17 @@ pub(crate) struct Firewall {
 }
 
 impl Firewall {
-    /// Replaces this instance's table, then switches forwarding on for `uplinks` (link indexes).
+    /// Replaces this instance's table, with no moment without one, then switches forwarding on for
+    /// `uplinks` (link indexes). `sources` are the outer addresses of its slots.
     pub(crate) async fn install(
         names: Names,
-        network: Cidr,
+        sources: Vec<Cidr>,
         deny: Vec<Cidr>,
         uplinks: Vec<u32>,
     ) -> Result<Self> {
         let result = spawn_blocking({
             let names = names.clone();
-            move || install(&names, network, &deny, &uplinks)
+            move || install(&names, &sources, &deny, &uplinks)
         });
         let script = blocking(result.await)?;
         let (guarding, end) = oneshot::channel();
@@ -95,13 +97,19 @@ impl Firewall {
 
     /// Undoes [`Firewall::install`]. The instance's links must be gone.
     pub(crate) async fn remove(self) -> Result<()> {
+        let names = self.leave().await;
+        blocking(spawn_blocking(move || remove(&names)).await)
+    }
+
+    /// Ends the guard; everything else stays as it is, for slots that live on.
+    pub(crate) async fn leave(self) -> Names {
         let Self { names, guard, guarding } = self;
         // Not aborted but awaited: a check under way could put the table back after its removal.
         drop(guarding);
         if let Err(error) = guard.await {
             tracing::error!(%error, "the firewall's guard has failed");
         }
-        blocking(spawn_blocking(move || remove(&names)).await)
+        names
     }
 }
 
@@ -145,7 +153,7 @@ fn nft_failed(error: io::Error) -> Error {
 }
 
 /// Returns the script that sets the table.
-fn install(names: &Names, network: Cidr, deny: &[Cidr], uplinks: &[u32]) -> Result<String> {
+fn install(names: &Names, sources: &[Cidr], deny: &[Cidr], uplinks: &[u32]) -> Result<String> {
     let switched_before: BTreeSet<String> = switched_uplinks()?.into_values().flatten().collect();
     let mut switched = Vec::new();
     let mut off = Vec::new();
@@ -160,12 +168,27 @@ fn install(names: &Names, network: Cidr, deny: &[Cidr], uplinks: &[u32]) -> Resu
         }
     }
     // The table first: nothing may pass unguarded in between.
-    let script = table(names, network, deny, &switched);
-    nft::apply(&script).map_err(nft_failed)?;
+    let table = |name: &str| table(name, names, sources, deny, &switched);
+    let script = table(&names.table());
+    replace(names, &table(&names.second_table()), &script).map_err(nft_failed)?;
     off.iter()
         .try_for_each(|name| sysctl::write(forwarding(name), "1"))
         .map_err(|error| failed(&error))?;
     Ok(script)
+}
+
+/// Sets the table by `script`, with a second one in force meanwhile. A transaction is atomic, but not
+/// to a packet on its way: that may pass the new table just before the change, when it is empty yet,
+/// and the old one just after, when it is empty already.
+fn replace(names: &Names, second: &str, script: &str) -> io::Result<()> {
+    nft::apply(second)?;
+    nft::apply(script)?;
+    nft::apply(&deletion(&names.second_table()))
+}
+
+/// Deletes a table, there or not.
+fn deletion(table: &str) -> String {
+    format!("add table inet {table}\ndelete table inet {table}\n")
 }
 
 fn remove(names: &Names) -> Result<()> {
@@ -179,8 +202,7 @@ fn remove(names: &Names) -> Result<()> {
             _ => {}
         }
     }
-    let table = names.table();
-    nft::apply(&format!("add table inet {table}\ndelete table inet {table}\n")).map_err(nft_failed)
+    nft::apply(&deletion(&names.table())).map_err(nft_failed)
 }
 
 fn link_name(index: u32) -> io::Result<String> {
@@ -220,27 +242,24 @@ fn parse_uplinks(listing: &serde_json::Value) -> BTreeMap<String, BTreeSet<Strin
     tables
 }
 
-/// The whole table, as one transaction that also removes an earlier one.
-fn table(names: &Names, network: Cidr, deny: &[Cidr], uplinks: &[String]) -> String {
-    let table = names.table();
+/// The whole table, as one transaction that also removes an earlier one of that name.
+fn table(name: &str, names: &Names, sources: &[Cidr], deny: &[Cidr], uplinks: &[String]) -> String {
     let ours = format!("\"{}*\"", names.link_prefix());
     let groups = format!("{{ {}, {} }}", Group::Online as u32, Group::Offline as u32);
     let online = Group::Online as u32;
     let reject = "reject with icmpx admin-prohibited";
-    let mut blocked = String::new();
-    for cidr in BLOCKED.iter().chain([&network]).chain(deny) {
-        let _ = write!(blocked, "{cidr}, ");
-    }
+    let blocked = elements(BLOCKED.iter().chain(sources).chain(deny));
+    let sources = elements(sources);
+    let deletion = deletion(name);
     let uplinks = match uplinks {
         [] => String::new(),
         some => format!("elements = {{ \"{}\" }}", some.join("\", \"")),
     };
     format!(
-        r#"add table inet {table}
-delete table inet {table}
-table inet {table} {{
+        r#"{deletion}table inet {name} {{
   set uplinks {{ type ifname; {uplinks} }}
   set blocked {{ type ipv4_addr; flags interval; auto-merge; elements = {{ {blocked} }} }}
+  set sources {{ type ipv4_addr; flags interval; auto-merge; elements = {{ {sources} }} }}
   ct timeout flows {{ protocol tcp; l3proto ip; policy = {{ established: {LONGEST_SILENCE}, time_wait: {LINGER} }}; }}
 
   # A source is real when the route back to it leads to where it came from. Not left to rp_filter,
@@ -281,11 +300,16 @@ table inet {table} {{
 
   chain postrouting {{
     type nat hook postrouting priority srcnat; policy accept;
-    ip saddr {network} oifname != {ours} masquerade
+    ip saddr @sources oifname != {ours} masquerade
   }}
 }}
 "#
     )
+}
+
+fn elements<'a>(networks: impl IntoIterator<Item = &'a Cidr>) -> String {
+    let texts: Vec<String> = networks.into_iter().map(Cidr::to_string).collect();
+    texts.join(", ")
 }
 
 #[cfg(test)]

@@ -16,6 +16,10 @@
 //! and nothing else: not the host, not other sandboxes, not private networks, not IPv6. The host
 //! never routes to a sandbox either: [`Slot::connect`] opens its socket *inside*.
 //!
+//! All this is the kernel's, apart from the name server. So a sandbox does not notice when the daemon
+//! dies: the next run is told which slots to keep ([`Options::keep`]), changes nothing about them,
+//! and takes each up again ([`Handle::adopt`]).
+//!
 //! - `pool`: the actor that keeps slots ready; [`Handle`] talks to it.
 //! - `maker`, `launcher`, `links`: how one slot comes to be. `slot`: what it can do.
 //! - `firewall`, `nft`, `sysctl`: the host's rules and switches, and how they are undone.

@@ -3,17 +3,20 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr},
-    os::fd::{AsRawFd, BorrowedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     pin::Pin,
     sync::Arc,
 };
 
-use futures::TryStreamExt;
+use futures::{StreamExt, TryStreamExt};
 use nix::errno::Errno;
 use rtnetlink::{
     LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
+    packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
     packet_route::{
+        RouteNetlinkMessage,
         link::{InfoData, InfoVeth, LinkAttribute, LinkMessage},
+        nsid::{NsidAttribute, NsidMessage},
         route::{RouteAddress, RouteAttribute, RouteMessage, RouteScope},
     },
 };
@@ -37,6 +40,12 @@ pub(crate) enum Group {
     Online = 0xa701,
     /// May reach nothing.
     Offline = 0xa702,
+}
+
+impl Group {
+    pub(crate) fn of(internet: bool) -> Self {
+        if internet { Self::Online } else { Self::Offline }
+    }
 }
 
 /// A netlink connection into one network namespace.
@@ -142,13 +151,62 @@ impl Links {
 
     /// The index of the link called `name`; `NotFound` when there is none.
     pub(crate) async fn index(&self, name: &str) -> io::Result<u32> {
+        self.find(name).await.map(|message| message.header.index)
+    }
+
+    /// The index of the link called `name` whose other end is in `namespace`; `NotFound` when there
+    /// is none such.
+    ///
+    /// The kernel's own number for the far namespace decides: whoever is in there may name and
+    /// number links as they like.
+    pub(crate) async fn index_into(&self, name: &str, namespace: &OwnedFd) -> io::Result<u32> {
+        let link = self.find(name).await?;
+        let far = link.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::LinkNetNsId(id) => Some(*id),
+            _ => None,
+        });
+        let own = self.number_of(namespace.as_fd()).await?;
+        if far.is_none() || far != own {
+            let message = format!("the link {name} leads into another namespace");
+            return Err(io::Error::new(io::ErrorKind::NotFound, message));
+        }
+        Ok(link.header.index)
+    }
+
+    /// The number that this connection's namespace has for another one, if it has given it one.
+    async fn number_of(&self, namespace: BorrowedFd<'_>) -> io::Result<Option<i32>> {
+        let descriptor = u32::try_from(namespace.as_raw_fd()).map_err(io::Error::other)?;
+        let mut query = NsidMessage::default();
+        query.attributes.push(NsidAttribute::Fd(descriptor));
+        let mut request = NetlinkMessage::from(RouteNetlinkMessage::GetNsId(query));
+        request.header.flags = NLM_F_REQUEST;
+        let answer = match self.handle.clone().request(request) {
+            Ok(mut answers) => answers.next().await.map(|answer| answer.payload),
+            Err(error) => self.done(Err(error), "number a namespace")?,
+        };
+        match answer {
+            Some(NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNsId(answer))) => {
+                let id = answer.attributes.iter().find_map(|attribute| match attribute {
+                    NsidAttribute::Id(id) => Some(*id),
+                    _ => None,
+                });
+                Ok(id.filter(|id| *id >= 0))
+            }
+            Some(NetlinkPayload::Error(error)) => {
+                self.done(Err(rtnetlink::Error::NetlinkError(error)), "number a namespace")
+            }
+            _ => Err(io::Error::other("number a namespace: no answer")),
+        }
+    }
+
+    async fn find(&self, name: &str) -> io::Result<LinkMessage> {
         let mut found = self.handle.link().get().match_name(name.to_owned()).execute();
         let found = match found.try_next().await {
             Err(error) if is_no_device(&error) => None,
             other => self.done(other, "look for a link")?,
         };
         let missing = || io::Error::new(io::ErrorKind::NotFound, format!("no link {name}"));
-        found.map(|message| message.header.index).ok_or_else(missing)
+        found.ok_or_else(missing)
     }
 
     /// Name and index of every link whose name starts with `prefix`.
@@ -206,8 +264,8 @@ fn is_no_device(error: &rtnetlink::Error) -> bool {
 /// The part of the host's IPv4 routes that matters here.
 #[derive(Default, Debug)]
 pub(crate) struct Routes {
-    /// Destinations, default routes left out.
-    pub(crate) destinations: Vec<Cidr>,
+    /// Destinations and the links that lead there, default routes left out.
+    pub(crate) destinations: Vec<(Cidr, Option<u32>)>,
     /// Links that default routes lead out by, each once.
     pub(crate) uplinks: Vec<u32>,
 }
@@ -215,12 +273,16 @@ pub(crate) struct Routes {
 impl Routes {
     fn add(&mut self, route: &RouteMessage) {
         let length = route.header.destination_prefix_length;
+        let link = route.attributes.iter().find_map(|attribute| match attribute {
+            RouteAttribute::Oif(link) => Some(*link),
+            _ => None,
+        });
         for attribute in &route.attributes {
             match attribute {
                 RouteAttribute::Destination(RouteAddress::Inet(first))
                     if (1..=32).contains(&length) =>
                 {
-                    self.destinations.push(Cidr::around(*first, length));
+                    self.destinations.push((Cidr::around(*first, length), link));
                 }
                 RouteAttribute::Oif(link) if length == 0 => self.add_uplink(*link),
                 RouteAttribute::MultiPath(hops) if length == 0 => {

@@ -1,4 +1,4 @@
-//! Makes one slot.
+//! Makes one slot, or takes up one that an earlier run of Atoll made.
 //!
 //! Everything a slot has hangs on its network namespace: dropping the descriptors at any point of
 //! the way undoes what was made so far, the link on the host included.
@@ -6,7 +6,7 @@
 use std::{
     io,
     net::Ipv4Addr,
-    os::fd::AsFd,
+    os::fd::{AsFd, OwnedFd},
     path::PathBuf,
     sync::{Arc, atomic::AtomicBool},
 };
@@ -19,7 +19,7 @@ use crate::{
     addresses::Outer,
     dns,
     launcher::{self, Namespaces},
-    links::{self, INNER_LINK, Links},
+    links::{self, Group, INNER_LINK, Links},
     names::Names,
     netns::Worker,
     nft,
@@ -49,17 +49,22 @@ pub(crate) struct Maker {
 impl Maker {
     /// Makes slot `index`.
     pub(crate) async fn make(&self, index: u32) -> Result<Parts> {
-        self.try_make(index).await.map_err(|error| {
-            let code = match error.kind() {
-                io::ErrorKind::PermissionDenied => codes::PRIVILEGE_MISSING,
-                _ => codes::SLOT_FAILED,
-            };
-            Error::new(code, format!("Network slot {index}: {error}."))
-        })
+        self.try_make(index).await.map_err(|error| failed(index, &error))
+    }
+
+    /// Takes up slot `index`, whose namespaces a sandbox holds. When it fails, the slot is as it was
+    /// but for the way out, which may be what `internet` says already.
+    pub(crate) async fn adopt(
+        &self,
+        index: u32,
+        namespaces: Namespaces,
+        internet: bool,
+    ) -> Result<Parts> {
+        self.try_adopt(index, namespaces, internet).await.map_err(|error| failed(index, &error))
     }
 
     async fn try_make(&self, index: u32) -> io::Result<Parts> {
-        let first_uid = self.first_uid + index * IDS_PER_SLOT;
+        let first_uid = self.first_uid(index);
         let outer = self.outer.of_slot(index);
         let Namespaces { user, net } = launcher::make(&self.launcher, first_uid).await?;
         let net = Arc::new(net);
@@ -81,13 +86,46 @@ impl Maker {
         inside.set_up_inside().await?;
 
         let sockets = self.setup.run(&net, dns::open).await?;
-        let online = Arc::new(AtomicBool::new(true));
-        let dns = dns::serve(sockets, Arc::clone(&self.upstreams), Arc::clone(&online))?;
+        self.assemble(index, user, net, link, true, Some(sockets))
+    }
+
+    async fn try_adopt(
+        &self,
+        index: u32,
+        Namespaces { user, net }: Namespaces,
+        internet: bool,
+    ) -> io::Result<Parts> {
+        let link = self.host.index_into(&self.names.link(index), &net).await?;
+        self.host.set_group(link, Group::of(internet)).await?;
+        let net = Arc::new(net);
+        let sockets = match self.setup.run(&net, dns::open).await {
+            // While no daemon had the port, the sandbox took it: it then answers itself.
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                tracing::warn!(index, "a sandbox has taken the port of its name server");
+                None
+            }
+            opened => Some(opened?),
+        };
+        self.assemble(index, user, net, link, internet, sockets)
+    }
+
+    fn assemble(
+        &self,
+        index: u32,
+        user_ns: OwnedFd,
+        net_ns: Arc<OwnedFd>,
+        link: u32,
+        internet: bool,
+        sockets: Option<dns::Sockets>,
+    ) -> io::Result<Parts> {
+        let online = Arc::new(AtomicBool::new(internet));
+        let serve = |sockets| dns::serve(sockets, Arc::clone(&self.upstreams), Arc::clone(&online));
+        let dns = sockets.map(serve).transpose()?;
         Ok(Parts {
             index,
-            first_uid,
-            user_ns: user,
-            net_ns: net,
+            first_uid: self.first_uid(index),
+            user_ns,
+            net_ns,
             link,
             host: self.host.clone(),
             dialer: self.dialer.clone(),
@@ -96,6 +134,18 @@ impl Maker {
             _dns: dns,
         })
     }
+
+    fn first_uid(&self, index: u32) -> u32 {
+        self.first_uid + index * IDS_PER_SLOT
+    }
+}
+
+fn failed(index: u32, error: &io::Error) -> Error {
+    let code = match error.kind() {
+        io::ErrorKind::PermissionDenied => codes::PRIVILEGE_MISSING,
+        _ => codes::SLOT_FAILED,
+    };
+    Error::new(code, format!("Network slot {index}: {error}."))
 }
 
 /// Runs in the new namespace: switches and rules.

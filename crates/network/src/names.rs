@@ -38,9 +38,21 @@ impl Names {
         format!("a{}n{index}", self.instance)
     }
 
+    /// The slot whose host end is called `link`, if it is one of this instance.
+    pub(crate) fn slot_of(&self, link: &str) -> Option<u32> {
+        let index = link.strip_prefix(&self.link_prefix())?.parse().ok()?;
+        // Only in the form that we give: "+1" and "01" are numbers too.
+        (self.link(index) == link).then_some(index)
+    }
+
     /// The nft table.
     pub(crate) fn table(&self) -> String {
         format!("{TABLE_PREFIX}{}", self.instance)
+    }
+
+    /// A table that is there while [`Names::table`] is replaced. It is in no list of Atoll's tables.
+    pub(crate) fn second_table(&self) -> String {
+        format!("replacing_{TABLE_PREFIX}{}", self.instance)
     }
 
     /// A number that differs between instances, to spread their address ranges.
@@ -58,6 +70,10 @@ mod tests {
         let names = Names::new(&"0a1b2c".parse().unwrap()).unwrap();
         assert_eq!(names.link(65_535), "a0a1b2cn65535");
         assert!(names.link(u32::from(u16::MAX)).len() <= 15);
+        assert_eq!(names.slot_of("a0a1b2cn65535"), Some(65_535));
+        for other in ["a0a1b2cn01", "a0a1b2cn+1", "a0a1b2cn", "a0a1b2dn1", "eth0"] {
+            assert_eq!(names.slot_of(other), None);
+        }
         for bad in ["abc", "0a1b2cn", "0a1b2n", "0000001"] {
             assert_eq!(Names::new(&bad.parse().unwrap()).unwrap_err().code, codes::BAD_OPTION);
         }

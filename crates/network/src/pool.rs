@@ -1,11 +1,15 @@
 //! Keeps slots ready: an actor that makes them ahead, hands them out and sees them gone.
 //!
+//! Some indexes belong to sandboxes that no [`Slot`] stands for: those of an earlier run that live on,
+//! until they are adopted, and those that were left. They are nobody's to hand out or to remove.
+//!
 //! An index (and with it a link name, an address and a range of host ids) is free again only when
 //! its old link has left the host. Making fails sometimes: whoever waits gets the error, and the
 //! pool waits longer and longer before it tries again on its own.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashSet, VecDeque},
+    os::fd::OwnedFd,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -20,7 +24,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-use crate::{links::Links, maker::Maker, names::Names, slot::Slot};
+use crate::{launcher::Namespaces, links::Links, maker::Maker, names::Names, slot::Slot};
 
 /// Slots made at once. The kernel works on links one at a time: more would only queue there.
 const MADE_AT_ONCE: usize = 2;
@@ -39,8 +43,21 @@ pub(crate) enum Event {
     Back(Slot),
     /// A slot's parts are dropped.
     Retired(u32),
-    /// Make and offer nothing more.
-    Stop(oneshot::Sender<()>),
+    /// A slot's parts are dropped, but its sandbox lives.
+    Left(u32),
+    /// Someone knows the sandbox of a slot that lives on.
+    Adopt(Adoption, oneshot::Sender<Result<Slot>>),
+    /// The sandbox of a slot that lived on has ended.
+    Discard(u32),
+    /// Make and offer nothing more, and say which slots live on.
+    Stop(oneshot::Sender<HashSet<u32>>),
+}
+
+/// A slot to be taken up again.
+pub(crate) struct Adoption {
+    index: u32,
+    namespaces: Namespaces,
+    internet: bool,
 }
 
 /// A slot on its way to a taker. A taker that is gone by then gives it back unused.
@@ -79,18 +96,50 @@ impl Handle {
         offer.slot.take().ok_or_else(stopped)
     }
 
+    /// Takes up a slot of [`crate::Options::keep`] or one that was left: it is then as if it had
+    /// just been made, with the way out open or cut as `internet` says. The namespaces are those of
+    /// a process of its sandbox, which may run or be frozen. What passed before passes all the while.
+    ///
+    /// When this fails or is dropped the slot goes on without us, and can be tried again.
+    ///
+    /// # Errors
+    /// `SLOT_FAILED` when no such slot lives on, when its link does not lead into `net_ns`, or when
+    /// the kernel refuses; `NODE_UNAVAILABLE` after shutdown.
+    pub async fn adopt(
+        &self,
+        index: u32,
+        user_ns: OwnedFd,
+        net_ns: OwnedFd,
+        internet: bool,
+    ) -> Result<Slot> {
+        let namespaces = Namespaces { user: user_ns, net: net_ns };
+        let (reply, slot) = oneshot::channel();
+        let event = Event::Adopt(Adoption { index, namespaces, internet }, reply);
+        self.events.send(event).map_err(|_| stopped())?;
+        slot.await.map_err(|_| stopped())?
+    }
+
+    /// Gives up a slot that lives on and was not adopted: it is torn down in the background. All
+    /// processes in it must have ended. Any other index is ignored.
+    pub fn discard(&self, index: u32) {
+        // A pool that has stopped discards nothing: the next run removes what it does not keep.
+        let _ = self.events.send(Event::Discard(index));
+    }
+
     /// How many slots are ready to be taken now.
     pub fn ready(&self) -> usize {
         self.ready.load(Ordering::Relaxed)
     }
 
-    /// Ends the pool: waiting takers get an error, ready slots are dropped.
-    pub(crate) async fn stop(&self) {
-        let (reply, stopped) = oneshot::channel();
-        if self.events.send(Event::Stop(reply)).is_ok() {
-            // An error means that the pool has ended already.
-            let _ = stopped.await;
-        }
+    /// Ends the pool: waiting takers get an error, ready slots are dropped. Returns the indexes of
+    /// slots that live on.
+    ///
+    /// # Errors
+    /// When the pool has ended already, so that nobody knows those.
+    pub(crate) async fn stop(&self) -> Result<HashSet<u32>> {
+        let (reply, left) = oneshot::channel();
+        self.events.send(Event::Stop(reply)).map_err(|_| stopped())?;
+        left.await.map_err(|_| stopped())
     }
 }
 
@@ -111,14 +160,17 @@ pub(crate) struct Pool {
     ready_count: Arc<AtomicUsize>,
     waiting: VecDeque<oneshot::Sender<Result<Offer>>>,
     making: JoinSet<(u32, Result<Slot>)>,
+    /// Slots that live on without a [`Slot`].
+    left: HashSet<u32>,
+    adopting: JoinSet<()>,
     retiring: JoinSet<u32>,
     /// After a failure: when to try again, and how long that wait is.
     retry: Option<(Instant, Duration)>,
 }
 
 impl Pool {
-    /// Starts the actor over indexes 0 to `slots` - 1.
-    pub(crate) fn start(maker: Maker, slots: u32, size: usize) -> Handle {
+    /// Starts the actor over indexes 0 to `slots` - 1, of which those in `left` live on.
+    pub(crate) fn start(maker: Maker, slots: u32, size: usize, left: HashSet<u32>) -> Handle {
         let (events, queue) = mpsc::unbounded_channel();
         let ready_count = Arc::new(AtomicUsize::new(0));
         let pool = Self {
@@ -126,11 +178,13 @@ impl Pool {
             size,
             events: events.clone(),
             queue,
-            free: (0..slots).collect(),
+            free: (0..slots).filter(|index| !left.contains(index)).collect(),
             ready: VecDeque::new(),
             ready_count: Arc::clone(&ready_count),
             waiting: VecDeque::new(),
             making: JoinSet::new(),
+            left,
+            adopting: JoinSet::new(),
             retiring: JoinSet::new(),
             retry: None,
         };
@@ -148,11 +202,17 @@ impl Pool {
                     Event::Take(reply) => self.take(reply),
                     Event::Back(slot) => self.give(slot),
                     Event::Retired(index) => self.retire(index),
+                    Event::Left(index) => drop(self.left.insert(index)),
+                    Event::Adopt(adoption, reply) => self.adopt(adoption, reply),
+                    Event::Discard(index) => self.discard(index),
                     Event::Stop(done) => {
                         self.stop().await;
-                        let _ = done.send(());
+                        let _ = done.send(self.left);
                         return;
                     }
+                },
+                Some(adopted) = self.adopting.join_next() => if let Err(error) = adopted {
+                    tracing::error!(%error, "a slot that lives on is lost");
                 },
                 Some(made) = self.making.join_next() => self.made(made),
                 Some(gone) = self.retiring.join_next() => match gone {
@@ -223,6 +283,36 @@ impl Pool {
         }
     }
 
+    /// Takes a slot up in the background.
+    fn adopt(&mut self, adoption: Adoption, reply: oneshot::Sender<Result<Slot>>) {
+        let Adoption { index, namespaces, internet } = adoption;
+        if !self.left.remove(&index) {
+            let message = format!("Network slot {index} is not one that lives on.");
+            let _ = reply.send(Err(Error::new(codes::SLOT_FAILED, message)));
+            return;
+        }
+        let (maker, events) = (Arc::clone(&self.maker), self.events.clone());
+        self.adopting.spawn(async move {
+            let adopted = match maker.adopt(index, namespaces, internet).await {
+                Ok(parts) => Ok(Slot::new(parts, events)),
+                Err(error) => {
+                    // Before the answer, so that whoever gets it can try again or discard.
+                    let _ = events.send(Event::Left(index));
+                    Err(error)
+                }
+            };
+            if let Err(Ok(unwanted)) = reply.send(adopted) {
+                unwanted.leave();
+            }
+        });
+    }
+
+    fn discard(&mut self, index: u32) {
+        if self.left.remove(&index) {
+            self.retire(index);
+        }
+    }
+
     /// Waits in the background for the index to be free again.
     fn retire(&mut self, index: u32) {
         let (links, name) = (self.maker.host.clone(), self.maker.names.link(index));
@@ -239,10 +329,15 @@ impl Pool {
     }
 
     async fn stop(&mut self) {
+        // To their end, which is near: given up half-way, nobody would know that the slot lives.
+        while self.adopting.join_next().await.is_some() {}
         self.queue.close();
         while let Ok(event) = self.queue.try_recv() {
-            if let Event::Take(reply) = event {
-                self.waiting.push_back(reply);
+            match event {
+                Event::Take(reply) => self.waiting.push_back(reply),
+                Event::Left(index) => drop(self.left.insert(index)),
+                // The askers' channels close.
+                _ => {}
             }
         }
         self.refuse_all(&stopped());
@@ -272,21 +367,33 @@ async fn see_gone(links: &Links, name: &str) {
     }
 }
 
-/// Deletes every link of an instance. Those whose namespaces are dying get a moment to go by
-/// themselves, which is cheaper.
-pub(crate) async fn remove_links(links: &Links, names: &Names, patience: Duration) -> Result<()> {
+/// Deletes every link of an instance but those of the slots in `keep`. Those whose namespaces are
+/// dying get a moment to go by themselves, which is cheaper. Returns what is kept: slots and the
+/// indexes of their links.
+pub(crate) async fn remove_links(
+    links: &Links,
+    names: &Names,
+    keep: &HashSet<u32>,
+    patience: Duration,
+) -> Result<Vec<(u32, u32)>> {
     let deadline = Instant::now() + patience;
     let failed = |error| Error::new(codes::SLOT_FAILED, format!("Removing old links: {error}."));
     loop {
-        let left = links.with_prefix(&names.link_prefix()).await.map_err(failed)?;
-        if left.is_empty() {
-            return Ok(());
+        let (mut kept, mut others) = (Vec::new(), Vec::new());
+        for (name, link) in links.with_prefix(&names.link_prefix()).await.map_err(failed)? {
+            match names.slot_of(&name).filter(|slot| keep.contains(slot)) {
+                Some(slot) => kept.push((slot, link)),
+                None => others.push(link),
+            }
+        }
+        if others.is_empty() {
+            return Ok(kept);
         }
         if Instant::now() >= deadline {
-            for (_, link) in left {
+            for link in others {
                 links.delete(link).await.map_err(failed)?;
             }
-            return Ok(());
+            return Ok(kept);
         }
         sleep(LOOK_AGAIN).await;
     }

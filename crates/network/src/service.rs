@@ -1,16 +1,16 @@
 //! The service: configuration, start, shutdown.
 
-use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::HashSet, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use atoll_core::{Error, InstanceId, Result, error::codes};
 
 use crate::{
     IDS_PER_SLOT,
-    addresses::{MOST_SLOTS, Outer},
+    addresses::{Kept, MOST_SLOTS, Outer},
     cidr::Cidr,
     dns,
     firewall::Firewall,
-    links::{self, Links},
+    links::{self, Links, Routes},
     maker::Maker,
     names::Names,
     netns::Worker,
@@ -39,6 +39,10 @@ pub struct Options {
     pub dns: Vec<SocketAddr>,
     /// Destinations to block beyond the private, local and metadata ranges.
     pub deny: Vec<Cidr>,
+    /// Indexes of slots that sandboxes of an earlier run still live in: their links, addresses and
+    /// ways out stay untouched, for [`Handle::adopt`]. One that is not there is kept from others all
+    /// the same, until [`Handle::discard`].
+    pub keep: HashSet<u32>,
 }
 
 impl Options {
@@ -59,7 +63,12 @@ impl Options {
                 u32::MAX
             ));
         }
-        Ok(())
+        match self.keep.iter().find(|index| **index >= self.slots) {
+            Some(index) => {
+                bad(format!("Network slot {index} is in use, so {} slots are too few.", self.slots))
+            }
+            None => Ok(()),
+        }
     }
 }
 
@@ -73,8 +82,8 @@ pub struct Service {
 }
 
 impl Service {
-    /// Removes what an earlier run of this instance left, sets the firewall and begins to fill the
-    /// pool. Must run in the host's network namespace.
+    /// Removes what an earlier run of this instance left and nobody lives in, sets the firewall and
+    /// begins to fill the pool. Must run in the host's network namespace.
     ///
     /// # Errors
     /// `BAD_OPTION`, `NO_ADDRESSES`, `FIREWALL_FAILED`, `TOOL_MISSING` without `nft`,
@@ -83,17 +92,17 @@ impl Service {
         options.check()?;
         let names = Names::new(&options.instance)?;
         let host = links::open().map_err(|error| failed("open netlink", &error))?.start();
-        remove_links(&host, &names, Duration::ZERO).await?;
+        let kept = remove_links(&host, &names, &options.keep, Duration::ZERO).await?;
 
         let routes = host.routes().await.map_err(|error| failed("read routes", &error))?;
         let upstreams = Arc::new(dns::Upstreams::new(options.dns));
-        let mut used = routes.destinations;
+        let (kept, mut used) = sort(&routes, &kept);
         // A slot's address must not hide a name server that lies behind the default route.
         used.extend(upstreams.servers().iter().filter_map(|server| match server {
             SocketAddr::V4(address) => Some(Cidr::around(*address.ip(), 32)),
             SocketAddr::V6(_) => None,
         }));
-        let outer = Outer::choose(options.network, options.slots, &used, names.seed())?;
+        let outer = Outer::choose(options.network, options.slots, &used, &kept, names.seed())?;
 
         let worker = |name| Worker::start(name).map_err(|error| failed("start a thread", &error));
         let maker = Maker {
@@ -106,10 +115,11 @@ impl Service {
             setup: worker("slot-setup")?,
             dialer: worker("slot-dial")?,
         };
-        let (network, deny) = (outer.network(), options.deny);
-        let firewall = Firewall::install(names.clone(), network, deny, routes.uplinks).await?;
-        let handle = Pool::start(maker, options.slots, options.pool);
-        tracing::info!(%network, slots = options.slots, "sandbox network is up");
+        let (sources, deny) = (outer.sources(&kept), options.deny);
+        let firewall = Firewall::install(names.clone(), sources, deny, routes.uplinks).await?;
+        let handle = Pool::start(maker, options.slots, options.pool, options.keep);
+        let network = outer.network();
+        tracing::info!(%network, slots = options.slots, kept = kept.len(), "sandbox network is up");
         Ok(Self { names, host, firewall, handle })
     }
 
@@ -119,16 +129,34 @@ impl Service {
     }
 
     /// Stops, and removes everything this instance has on the host: slots that are still held lose
-    /// their links.
+    /// their links. Only slots that live on, because they were left or not adopted yet, stay as they
+    /// are, and the firewall with them.
     ///
     /// # Errors
     /// When the kernel or `nft` refuse to remove something.
     pub async fn shutdown(self) -> Result<()> {
-        self.handle.stop().await;
+        let left = self.handle.stop().await?;
         // Links before rules: there is no moment without a firewall.
-        remove_links(&self.host, &self.names, PATIENCE).await?;
-        self.firewall.remove().await
+        let stay = remove_links(&self.host, &self.names, &left, PATIENCE).await?;
+        if stay.is_empty() {
+            return self.firewall.remove().await;
+        }
+        tracing::info!(slots = stay.len(), "the network of sandboxes that live on stays");
+        self.firewall.leave().await;
+        Ok(())
     }
+}
+
+/// Sorts the host's routes into those of kept slots, whose links these are, and all others.
+fn sort(routes: &Routes, kept: &[(u32, u32)]) -> (Vec<Kept>, Vec<Cidr>) {
+    let (mut addresses, mut used) = (Vec::new(), Vec::new());
+    for (destination, by) in &routes.destinations {
+        match kept.iter().find(|(_, link)| Some(*link) == *by) {
+            Some((index, _)) => addresses.push((*index, destination.first())),
+            None => used.push(*destination),
+        }
+    }
+    (addresses, used)
 }
 
 fn failed(what: &str, error: &io::Error) -> Error {

@@ -38,11 +38,12 @@ pub(crate) struct Parts {
     pub(crate) online: Arc<AtomicBool>,
     /// Held while the link and `online` change together.
     pub(crate) switching: Mutex<()>,
-    pub(crate) _dns: dns::Server,
+    /// None in a sandbox that serves its port itself.
+    pub(crate) _dns: Option<dns::Server>,
 }
 
 /// A network slot: what one sandbox plugs into. It is used once; dropping or releasing it tears it
-/// down in the background.
+/// down in the background, unless one [leaves](Slot::leave) it.
 ///
 /// All processes in the namespaces must have ended before that: two seconds later the slot's link,
 /// address and host ids are another's.
@@ -54,19 +55,21 @@ pub struct Slot {
 
 struct Retire {
     index: u32,
+    left: bool,
     pool: mpsc::UnboundedSender<Event>,
 }
 
 impl Drop for Retire {
     fn drop(&mut self) {
         // A pool that has stopped has removed everything itself.
-        let _ = self.pool.send(Event::Retired(self.index));
+        let event = if self.left { Event::Left } else { Event::Retired };
+        let _ = self.pool.send(event(self.index));
     }
 }
 
 impl Slot {
     pub(crate) fn new(parts: Parts, pool: mpsc::UnboundedSender<Event>) -> Self {
-        let retire = Retire { index: parts.index, pool };
+        let retire = Retire { index: parts.index, left: false, pool };
         Self { parts, retire }
     }
 
@@ -98,11 +101,10 @@ impl Slot {
     /// or as it was.
     pub async fn set_internet(&self, allowed: bool) -> Result<()> {
         let _switching = self.parts.switching.lock().await;
-        let group = if allowed { Group::Online } else { Group::Offline };
         if !allowed {
             self.parts.online.store(false, Ordering::SeqCst);
         }
-        self.parts.host.set_group(self.parts.link, group).await.map_err(|error| {
+        self.parts.host.set_group(self.parts.link, Group::of(allowed)).await.map_err(|error| {
             let verb = if allowed { "open" } else { "close" };
             let message = format!("Cannot {verb} network slot {}: {error}.", self.index());
             Error::new(codes::SLOT_FAILED, message)
@@ -144,6 +146,13 @@ impl Slot {
     /// Gives the slot up. It is not used again: the pool makes another.
     // Async so that callers do not come to rely on teardown being done when this returns.
     pub async fn release(self) {}
+
+    /// Lets go of the slot without tearing it down: its sandbox lives on, with all but names to
+    /// resolve. The service leaves its link and its rules in place even at shutdown, and gives its
+    /// index to nobody; [`crate::Handle::adopt`] takes it up again, in this run or a later one.
+    pub fn leave(mut self) {
+        self.retire.left = true;
+    }
 }
 
 impl fmt::Debug for Slot {

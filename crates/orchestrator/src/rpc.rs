@@ -113,6 +113,8 @@ fn router(shared: Shared) -> Router {
         .route("/v1/sandboxes", get(list).post(create))
         .route("/v1/sandboxes/{id}/kill", post(kill))
         .route("/v1/sandboxes/{id}/end", post(set_end))
+        .route("/v1/sandboxes/{id}/pause", post(pause))
+        .route("/v1/sandboxes/{id}/resume", post(resume))
         .route("/v1/samples", post(sample))
         .route("/v1/ended", get(ended))
         .route("/v1/logs", get(logs))
@@ -181,6 +183,27 @@ async fn set_end(
     Json(body): Json<EndBody>,
 ) -> Answer<bool> {
     Ok(Json(shared.node.set_end(&id, body.end_at).await?))
+}
+
+#[derive(Deserialize)]
+struct PauseBody {
+    memory: bool,
+}
+
+async fn pause(
+    State(shared): State<Shared>,
+    Path(id): Path<SandboxId>,
+    Json(body): Json<PauseBody>,
+) -> Answer<bool> {
+    Ok(Json(shared.node.pause(&id, body.memory).await?))
+}
+
+async fn resume(
+    State(shared): State<Shared>,
+    Path(id): Path<SandboxId>,
+    Json(body): Json<EndBody>,
+) -> Answer<bool> {
+    Ok(Json(shared.node.resume(&id, body.end_at).await?))
 }
 
 async fn sample(

@@ -1,4 +1,4 @@
-//! One create, from taking a slot to envd's answer.
+//! The start of a run, from taking a slot to envd's answer.
 
 use std::{
     path::{Path, PathBuf},
@@ -8,21 +8,50 @@ use std::{
 use atoll_core::{Error, Result, error::codes};
 use atoll_isolation::{Limits, Running, Spec};
 use atoll_network::Slot;
-use atoll_storage::{BuildManifest, Disk};
+use atoll_storage::{BuildManifest, Disk, Saved};
 use atoll_wire::{
     guest::{BootConfig, ENVD_PORT, GuestLimits, InitRequest},
     node::{CreateTimings, SandboxRecord},
 };
 use jiff::Timestamp;
 
-use crate::{guest, sandbox::Parts, service::Inner};
+use crate::{
+    guest,
+    journal::RunEntry,
+    run::{Parts, Run},
+    sandbox::Sandbox,
+    service::Inner,
+};
 
 /// Where the runtime layer has envd.
 const ENVD_PATH: &str = "/usr/bin/envd";
 const MIB: u64 = 1024 * 1024;
 
-/// Starts a sandbox. On failure nothing is left; run it to its end.
-pub(crate) async fn start(inner: &Inner, record: SandboxRecord) -> Result<(Parts, CreateTimings)> {
+/// A run that has begun.
+pub(crate) struct Started {
+    pub(crate) run: Run,
+    /// What its envd reported as version.
+    pub(crate) envd_version: String,
+    pub(crate) timings: CreateTimings,
+}
+
+/// Limits of a sandbox.
+pub(crate) fn limits(inner: &Inner, record: &SandboxRecord) -> Limits {
+    Limits {
+        vcpu: record.resources.vcpu,
+        memory: u64::from(record.resources.memory_mb) * MIB,
+        processes: inner.options.max_processes,
+    }
+}
+
+/// Starts a run of a sandbox, on a copy of the disk that is saved or else on an empty one. On failure
+/// nothing is left; run it to its end, which a kill of the sandbox brings near.
+pub(crate) async fn start(
+    inner: &Inner,
+    sandbox: &Sandbox,
+    record: &SandboxRecord,
+    saved: Option<&Saved>,
+) -> Result<Started> {
     let build = inner.storage.build(&record.build).await?.ok_or_else(|| {
         Error::new(
             codes::TEMPLATE_MISSING,
@@ -36,44 +65,57 @@ pub(crate) async fn start(inner: &Inner, record: SandboxRecord) -> Result<(Parts
     let mut watch = Stopwatch::start();
 
     let disk_bytes = u64::from(record.resources.disk_mb) * MIB;
-    let (slot, disk) = tokio::join!(inner.network.take(), inner.storage.take_disk(disk_bytes));
+    let disk = async {
+        match saved {
+            Some(saved) => inner.storage.branch(saved, disk_bytes).await,
+            None => inner.storage.take_disk(disk_bytes).await,
+        }
+    };
+    let (slot, disk) = tokio::join!(inner.network.take(), disk);
     // Either is given back by its drop when the other failed.
     let (slot, disk) = (slot?, disk?);
-    if record.allow_internet_access == Some(false) {
+    if has_no_internet(record) {
         slot.set_internet(false).await?;
     }
     timings.take_us = watch.lap();
 
-    let secret = control_secret()?;
-    let limits = Limits {
-        vcpu: record.resources.vcpu,
-        memory: u64::from(record.resources.memory_mb) * MIB,
-        processes: inner.options.max_processes,
-    };
-    let running = boot(inner, &record, &build, &slot, &disk, limits, &secret).await?;
+    let control_secret = control_secret()?;
+    let limits = sandbox.limits;
+    let running = boot(inner, record, &build, &slot, &disk, limits, &control_secret).await?;
     timings.start_us = watch.lap();
 
-    let settings = settings(&record, &build);
+    let settings = settings(record, &build);
     let answer = tokio::select! {
-        answer = guest::init(&slot, &secret, &settings) => answer,
-        _ = running.process.wait() => Err(Error::new(
+        answer = guest::init(&slot, &control_secret, &settings) => answer,
+        _ = running.process.ended() => Err(Error::new(
             codes::SANDBOX_START_FAILED,
             "envd ended before it answered; its memory limit may be too small.",
         )),
-        () = inner.stopping.cancelled() => {
-            Err(Error::new(codes::NODE_UNAVAILABLE, "the node is shutting down."))
+        () = sandbox.killed.cancelled() => {
+            Err(Error::new(codes::SANDBOX_GONE, "the sandbox was ended meanwhile."))
         }
     };
     timings.init_us = watch.lap();
-    match answer {
-        Ok(envd_version) => {
-            Ok((Parts { record, envd_version, limits, running, slot, disk }, timings))
-        }
+    let envd_version = match answer {
+        Ok(version) => version,
         Err(error) => {
             undo(running).await;
-            Err(error)
+            return Err(error);
         }
-    }
+    };
+    let entry = RunEntry {
+        identity: running.identity(),
+        slot: slot.index(),
+        disk: disk.name().to_owned(),
+        control_secret,
+    };
+    let parts = Parts { entry, limits, processes: Some((running, slot)), disk };
+    Ok(Started { run: Run::new(parts, sandbox.log.clone()), envd_version, timings })
+}
+
+/// Whether a sandbox is cut off.
+pub(crate) fn has_no_internet(record: &SandboxRecord) -> bool {
+    record.allow_internet_access == Some(false)
 }
 
 async fn boot(
@@ -129,16 +171,17 @@ fn settings(record: &SandboxRecord, build: &BuildManifest) -> InitRequest {
     }
 }
 
-async fn undo(running: Running) {
-    if let Err(cause) = running.process.kill() {
-        tracing::error!(%cause, "a sandbox that failed to start could not be ended");
+/// Ends processes that are of no use without the rest.
+pub(crate) async fn undo(running: Running) {
+    if let Err(cause) = running.kill() {
+        tracing::error!(%cause, "a sandbox of no use could not be ended");
     }
     running.cgroup.kill();
     if let Err(cause) = running.process.wait().await {
-        tracing::error!(%cause, "a sandbox that failed to start could not be waited for");
+        tracing::error!(%cause, "a sandbox of no use could not be waited for");
     }
     if let Err(cause) = running.cgroup.remove().await {
-        tracing::error!(%cause, "a sandbox that failed to start left a cgroup");
+        tracing::error!(%cause, "a sandbox of no use left a cgroup");
     }
 }
 

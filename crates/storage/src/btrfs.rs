@@ -1,9 +1,14 @@
-//! The few btrfs ioctls that making, limiting and deleting a disk needs.
+//! The few btrfs ioctls that making, copying, limiting and deleting a disk needs.
 //!
 //! Called directly rather than through the `btrfs` program: each takes microseconds, a process
 //! start takes milliseconds. Structures and numbers are those of the kernel's `linux/btrfs.h`.
 
-use std::{fs::File, io, os::fd::AsRawFd, path::Path};
+use std::{
+    fs::File,
+    io,
+    os::fd::AsRawFd,
+    path::{Path, PathBuf},
+};
 
 /// The root directory of every subvolume has this inode number.
 const SUBVOLUME_ROOT_INODE: u64 = 256;
@@ -11,12 +16,26 @@ const SUBVOLUME_ROOT_INODE: u64 = 256;
 const QUOTA_ENABLE: u64 = 1;
 const QUOTA_ENABLE_SIMPLE: u64 = 4;
 const LIMIT_MAX_REFERENCED: u64 = 1;
+const SNAPSHOT_READ_ONLY: u64 = 1 << 1;
+
+/// The id of a qgroup has its level in the bits from this one on.
+const LEVEL_SHIFT: u32 = 48;
 
 /// `btrfs_ioctl_vol_args`.
 #[repr(C)]
 struct VolumeArgs {
     fd: i64,
     name: [u8; 4088],
+}
+
+/// `btrfs_ioctl_vol_args_v2`.
+#[repr(C)]
+struct SnapshotArgs {
+    source: i64,
+    transaction: u64,
+    flags: u64,
+    unused: [u64; 4],
+    name: [u8; 4040],
 }
 
 /// `btrfs_ioctl_ino_lookup_args`.
@@ -41,6 +60,14 @@ struct FileSystemInfo {
 struct QuotaArgs {
     command: u64,
     status: u64,
+}
+
+/// `btrfs_ioctl_qgroup_assign_args`.
+#[repr(C)]
+struct QgroupAssignArgs {
+    assign: u64,
+    member: u64,
+    group: u64,
 }
 
 /// `btrfs_ioctl_qgroup_create_args`.
@@ -71,21 +98,27 @@ mod raw {
     nix::ioctl_write_ptr!(subvolume_create, MAGIC, 14, VolumeArgs);
     nix::ioctl_write_ptr!(subvolume_destroy, MAGIC, 15, VolumeArgs);
     nix::ioctl_readwrite!(inode_lookup, MAGIC, 18, InodeLookupArgs);
+    nix::ioctl_write_ptr!(snapshot_create, MAGIC, 23, SnapshotArgs);
     nix::ioctl_read!(file_system_info, MAGIC, 31, FileSystemInfo);
     nix::ioctl_readwrite!(quota_control, MAGIC, 40, QuotaArgs);
+    nix::ioctl_write_ptr!(qgroup_assign, MAGIC, 41, QgroupAssignArgs);
     nix::ioctl_write_ptr!(qgroup_create, MAGIC, 42, QgroupCreateArgs);
     // Declared as a read by the kernel, although the kernel only reads the structure.
     nix::ioctl_read!(qgroup_limit, MAGIC, 43, QgroupLimitArgs);
 }
 
 fn volume_args(name: &str) -> io::Result<VolumeArgs> {
-    let mut args = VolumeArgs { fd: 0, name: [0; 4088] };
+    Ok(VolumeArgs { fd: 0, name: padded(name)? })
+}
+
+fn padded<const SIZE: usize>(name: &str) -> io::Result<[u8; SIZE]> {
+    let mut field = [0; SIZE];
     // Shorter by one at least: the kernel wants the terminating zero.
-    if name.is_empty() || name.len() >= args.name.len() {
+    if name.is_empty() || name.len() >= SIZE {
         return Err(io::ErrorKind::InvalidFilename.into());
     }
-    args.name[..name.len()].copy_from_slice(name.as_bytes());
-    Ok(args)
+    field[..name.len()].copy_from_slice(name.as_bytes());
+    Ok(field)
 }
 
 /// Makes the empty subvolume `name` in the directory `parent`.
@@ -94,6 +127,28 @@ pub(crate) fn create_subvolume(parent: &File, name: &str) -> io::Result<()> {
     let args = volume_args(name)?;
     // SAFETY: `args` is a live structure of the kernel's layout, only read by the call.
     unsafe { raw::subvolume_create(parent.as_raw_fd(), &args) }?;
+    Ok(())
+}
+
+/// Makes `name` in the directory `parent` a copy of the subvolume that `source` is the root of, as it
+/// is at this moment, unwritten pages included. The copy shares all data, and is on disk when this
+/// returns.
+#[allow(unsafe_code)]
+pub(crate) fn snapshot(
+    source: &File,
+    parent: &File,
+    name: &str,
+    read_only: bool,
+) -> io::Result<()> {
+    let args = SnapshotArgs {
+        source: source.as_raw_fd().into(),
+        transaction: 0,
+        flags: if read_only { SNAPSHOT_READ_ONLY } else { 0 },
+        unused: [0; 4],
+        name: padded(name)?,
+    };
+    // SAFETY: `args` is a live structure of the kernel's layout, only read by the call.
+    unsafe { raw::snapshot_create(parent.as_raw_fd(), &args) }?;
     Ok(())
 }
 
@@ -127,9 +182,10 @@ pub(crate) fn file_system_id(dir: &File) -> io::Result<uuid::Uuid> {
 
 /// Turns quotas on; harmless when they are on.
 ///
-/// Simple quotas (kernel 6.7) charge an extent to the subvolume that wrote it, which is all that
-/// separate disks need, and spare the back-reference walk of every commit. Older kernels get the
-/// full ones.
+/// Simple quotas (kernel 6.7) charge an extent to the subvolume that wrote it, and spare the walk of
+/// back references: with a hundred copies of a disk, touching every file of one of them keeps full
+/// quotas, and with them every commit of the pool, busy for half a minute. Older kernels have only
+/// the full ones.
 #[allow(unsafe_code)]
 pub(crate) fn enable_quotas(dir: &File) -> io::Result<()> {
     let mut args = QuotaArgs { command: QUOTA_ENABLE_SIMPLE, status: 0 };
@@ -145,11 +201,16 @@ pub(crate) fn enable_quotas(dir: &File) -> io::Result<()> {
     Ok(())
 }
 
-/// Limits the subvolume that `subvolume` is the root of to `bytes`, file system overhead included.
+/// Whether the quotas of the file system with sysfs directory `sysfs` are simple ones.
+pub(crate) fn has_simple_quotas(sysfs: &Path) -> bool {
+    std::fs::read_to_string(sysfs.join("qgroups/mode")).is_ok_and(|mode| mode.trim() == "squota")
+}
+
+/// Limits what a qgroup holds to `bytes`, file system overhead included.
 #[allow(unsafe_code)]
-pub(crate) fn set_limit(subvolume: &File, bytes: u64) -> io::Result<()> {
+pub(crate) fn set_limit(dir: &File, qgroup: u64, bytes: u64) -> io::Result<()> {
     let mut args = QgroupLimitArgs {
-        qgroup: 0, // that of the subvolume itself
+        qgroup,
         flags: LIMIT_MAX_REFERENCED,
         max_referenced: bytes,
         max_exclusive: 0,
@@ -157,12 +218,46 @@ pub(crate) fn set_limit(subvolume: &File, bytes: u64) -> io::Result<()> {
         reserved_exclusive: 0,
     };
     // SAFETY: `args` is a live structure of the kernel's layout that the call may write.
-    unsafe { raw::qgroup_limit(subvolume.as_raw_fd(), &mut args) }?;
+    unsafe { raw::qgroup_limit(dir.as_raw_fd(), &mut args) }?;
     Ok(())
 }
 
-/// Removes the qgroup of a deleted subvolume. Kernels from 6.11 do that by themselves (`NotFound`
-/// here), those before never; `ResourceBusy` means that the subvolume is not yet freed.
+/// The id of the group of qgroups that is named after a subvolume.
+pub(crate) fn group_of(subvolume: u64) -> u64 {
+    1 << LEVEL_SHIFT | subvolume
+}
+
+/// The subvolume that a qgroup belongs to, or that a group of qgroups is named after.
+pub(crate) fn subvolume_of(qgroup: u64) -> u64 {
+    qgroup & ((1 << LEVEL_SHIFT) - 1)
+}
+
+/// Whether this is a group of qgroups.
+pub(crate) fn is_group(qgroup: u64) -> bool {
+    qgroup >> LEVEL_SHIFT > 0
+}
+
+/// Makes a group of qgroups. Subvolumes have theirs from the beginning.
+#[allow(unsafe_code)]
+pub(crate) fn create_group(dir: &File, id: u64) -> io::Result<()> {
+    let args = QgroupCreateArgs { create: 1, qgroup: id };
+    // SAFETY: `args` is a live structure of the kernel's layout, only read by the call.
+    unsafe { raw::qgroup_create(dir.as_raw_fd(), &args) }?;
+    Ok(())
+}
+
+/// Puts a subvolume's qgroup into a group, or takes it out: `NotFound` if it was not in it.
+#[allow(unsafe_code)]
+pub(crate) fn assign(dir: &File, member: u64, group: u64, assign: bool) -> io::Result<()> {
+    let args = QgroupAssignArgs { assign: assign.into(), member, group };
+    // SAFETY: `args` is a live structure of the kernel's layout, only read by the call.
+    unsafe { raw::qgroup_assign(dir.as_raw_fd(), &args) }?;
+    Ok(())
+}
+
+/// Removes a qgroup. Kernels from 6.11 do that by themselves when a subvolume is gone (`NotFound`
+/// here), those before never; `ResourceBusy` means that the subvolume is not yet freed, that
+/// something charged to it is still held, or that the group has members.
 #[allow(unsafe_code)]
 pub(crate) fn remove_qgroup(dir: &File, id: u64) -> io::Result<()> {
     let args = QgroupCreateArgs { create: 0, qgroup: id };
@@ -174,23 +269,36 @@ pub(crate) fn remove_qgroup(dir: &File, id: u64) -> io::Result<()> {
 /// Bytes that a qgroup of the file system with sysfs directory `sysfs` holds: what is on disk, and
 /// what is written but not yet there.
 pub(crate) fn qgroup_usage(sysfs: &Path, id: u64) -> io::Result<u64> {
-    let dir = sysfs.join(format!("qgroups/0_{id}"));
-    let read = |name: &str| -> io::Result<u64> {
-        std::fs::read_to_string(dir.join(name))?
-            .trim()
-            .parse()
-            .map_err(|_| io::ErrorKind::InvalidData.into())
-    };
-    Ok(read("referenced")?.saturating_add(read("rsv_data")?))
+    let dir = qgroup_dir(sysfs, id);
+    Ok(number(&dir.join("referenced"))?.saturating_add(number(&dir.join("rsv_data"))?))
 }
 
-/// Ids of the qgroups of single subvolumes.
+/// The limit of a qgroup, bytes.
+pub(crate) fn qgroup_limit(sysfs: &Path, id: u64) -> io::Result<u64> {
+    number(&qgroup_dir(sysfs, id).join("max_referenced"))
+}
+
+/// The directory that says what there is to say of a qgroup; there if the qgroup is.
+pub(crate) fn qgroup_dir(sysfs: &Path, id: u64) -> PathBuf {
+    sysfs.join(format!("qgroups/{}_{}", id >> LEVEL_SHIFT, subvolume_of(id)))
+}
+
+fn number(path: &Path) -> io::Result<u64> {
+    let text = std::fs::read_to_string(path)?;
+    text.trim().parse().map_err(|_| io::ErrorKind::InvalidData.into())
+}
+
+/// Ids of all qgroups.
 pub(crate) fn qgroups(sysfs: &Path) -> io::Result<Vec<u64>> {
     let mut ids = Vec::new();
     for entry in std::fs::read_dir(sysfs.join("qgroups"))? {
         let name = entry?.file_name();
-        let id = name.to_str().and_then(|name| name.strip_prefix("0_"));
-        ids.extend(id.and_then(|id| id.parse::<u64>().ok()));
+        let Some((level, id)) = name.to_str().and_then(|name| name.split_once('_')) else {
+            continue;
+        };
+        if let (Ok(level), Ok(id)) = (level.parse::<u16>(), id.parse::<u64>()) {
+            ids.push(u64::from(level) << LEVEL_SHIFT | id);
+        }
     }
     Ok(ids)
 }
@@ -203,9 +311,11 @@ mod tests {
     #[test]
     fn structures_have_the_kernels_sizes() {
         assert_eq!(size_of::<VolumeArgs>(), 4096);
+        assert_eq!(size_of::<SnapshotArgs>(), 4096);
         assert_eq!(size_of::<InodeLookupArgs>(), 4096);
         assert_eq!(size_of::<FileSystemInfo>(), 1024);
         assert_eq!(size_of::<QuotaArgs>(), 16);
+        assert_eq!(size_of::<QgroupAssignArgs>(), 24);
         assert_eq!(size_of::<QgroupCreateArgs>(), 16);
         assert_eq!(size_of::<QgroupLimitArgs>(), 48);
     }

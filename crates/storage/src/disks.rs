@@ -1,25 +1,23 @@
 //! Writable disks: one btrfs subvolume with a quota per sandbox.
 //!
 //! ```text
-//!            refill ──► ready ──► take_disk ──► Disk
-//!                                                │ destroy, or drop
-//!                                                ▼
-//!                                              reaper: deletes what was dropped, retries what
-//!                                                      failed, removes left-over quota groups
+//!            refill ──► ready ──► take_disk ──► Disk ◄── branch, of a saved one
+//!                                   adopt_disk ──► │ ──► leave, for a later run of this program
+//!                                                  │ destroy, or drop
+//!                                                  ▼
+//!                                                reaper: deletes what was dropped, retries what
+//!                                                        failed, removes left-over quota groups
 //! ```
 //!
 //! A deleted subvolume is gone at once; the kernel frees its space within seconds, by itself.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, HashSet, VecDeque},
     fs::{self, DirBuilder, File},
     io,
     os::unix::fs::{DirBuilderExt, chown},
-    path::PathBuf,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -27,7 +25,7 @@ use atoll_core::{Result, error::codes};
 use tokio::sync::{Notify, mpsc};
 
 use crate::{
-    btrfs,
+    accounts, btrfs,
     file::{blocking, failed, unusable},
     pool::Pool,
 };
@@ -41,37 +39,41 @@ const RETRY: Duration = Duration::from_secs(5);
 /// The disks of a pool. Shared by the handles, the disks and the two background tasks.
 #[derive(Debug)]
 pub(crate) struct Disks {
-    pool: Pool,
+    pub(crate) pool: Pool,
     dir: PathBuf,
     /// How many are kept ready.
     target: usize,
     ready: Mutex<VecDeque<Subvolume>>,
+    /// Those of a previous run that nobody has adopted, by name.
+    kept: Mutex<HashMap<String, Subvolume>>,
     taken: Notify,
     stop: Notify,
-    next: AtomicU64,
     reaper: mpsc::UnboundedSender<Doomed>,
 }
 
 /// A disk that exists. The plain data of it: dropping one deletes nothing.
-#[derive(Debug)]
-struct Subvolume {
+#[derive(Debug, Default)]
+pub(crate) struct Subvolume {
     name: String,
-    qgroup: u64,
+    id: u64,
+    /// The qgroup that has its limit: see [`accounts`].
+    account: u64,
 }
 
 /// What the reaper is to delete.
 #[derive(Debug)]
 pub(crate) enum Doomed {
-    Subvolume { name: String, qgroup: u64 },
+    Disk(Subvolume),
     Qgroup(u64),
 }
 
 impl Disks {
-    /// Opens the disks directory and deletes what is in it: nobody owns the disks of a previous
-    /// run. The receiver is for [`reap`].
+    /// Opens the disks directory and deletes what is in it, apart from those to `keep`: nobody owns
+    /// the other disks of a previous run. The receiver is for [`reap`].
     pub(crate) fn open(
         pool: Pool,
         target: usize,
+        keep: &HashSet<String>,
     ) -> Result<(Arc<Self>, mpsc::UnboundedReceiver<Doomed>)> {
         let dir = pool.dir.join("disks");
         crate::file::private_dir(&dir)?;
@@ -80,13 +82,13 @@ impl Disks {
             dir,
             target,
             ready: Mutex::default(),
+            kept: Mutex::default(),
             taken: Notify::new(),
             stop: Notify::new(),
-            next: AtomicU64::new(0),
             reaper,
             pool,
         };
-        disks.delete_all()?;
+        disks.delete_all_but(keep)?;
         Ok((Arc::new(disks), doomed))
     }
 
@@ -99,43 +101,94 @@ impl Disks {
         self.taken.notify_one();
         let disks = Arc::clone(self);
         // A `Disk` from the first moment on, so that whatever fails or is dropped deletes it.
-        let ready = ready.map(|subvolume| Disk { disks: Arc::clone(self), subvolume, limit });
+        let ready = ready.map(|subvolume| Disk::new(self, subvolume, limit));
         blocking(move || {
             let disk = match ready {
                 Some(disk) => disk,
-                None => Disk { subvolume: disks.make()?, disks, limit },
+                None => Disk::new(&disks, disks.make()?, limit),
             };
-            File::open(disk.root())
-                .and_then(|root| btrfs::set_limit(&root, limit))
+            File::open(&disks.dir)
+                .and_then(|dir| btrfs::set_limit(&dir, disk.subvolume.account, limit))
                 .map_err(|error| failed(codes::POOL_FAILED, "limit a disk", &error))?;
             Ok(disk)
         })
         .await
     }
 
+    /// The disk of this name, of a previous run or left.
+    pub(crate) async fn adopt(self: &Arc<Self>, name: &str) -> Result<Option<Disk>> {
+        let Some(subvolume) = self.lock_kept().remove(name) else { return Ok(None) };
+        let limit = btrfs::qgroup_limit(&self.pool.sysfs, subvolume.account);
+        match limit {
+            Ok(limit) => Ok(Some(Disk::new(self, subvolume, limit))),
+            Err(error) => {
+                self.lock_kept().insert(subvolume.name.clone(), subvolume);
+                Err(failed(codes::POOL_FAILED, "read a disk's limit", &error))
+            }
+        }
+    }
+
+    /// Makes a disk with the content of the subvolume at `source`. Blocks.
+    pub(crate) fn branch(
+        self: &Arc<Self>,
+        source: &Path,
+        ancestors: &[u64],
+        limit: u64,
+    ) -> Result<Disk> {
+        let (_, total) = self.pool.usage()?;
+        let limit = limit.min(total / SHARE);
+        let subvolume = self.create(|parent, name| {
+            btrfs::snapshot(&File::open(source)?, parent, name, false)?;
+            let root = self.dir.join(name);
+            // What the overlay keeps there is the mount's own, among it the mark of a volatile one,
+            // with which it could not be mounted again.
+            fs::remove_dir_all(root.join("work"))?;
+            make_part(&root.join("work"))?;
+            accounts::write_lineage(&root, ancestors)
+        })?;
+        let mut disk = Disk::new(self, subvolume, limit);
+        // The limit comes last: a full disk would not let the rest be done.
+        (disk.subvolume.account, disk.limit) =
+            accounts::open(&self.pool, disk.subvolume.id, ancestors, limit)
+                .map_err(|error| failed(codes::POOL_FAILED, "limit a disk", &error))?;
+        Ok(disk)
+    }
+
     /// Makes a disk without a limit.
     fn make(&self) -> Result<Subvolume> {
-        let name = self.next.fetch_add(1, Ordering::Relaxed).to_string();
-        let fill = || -> io::Result<u64> {
-            let parent = File::open(&self.dir)?;
-            btrfs::create_subvolume(&parent, &name)?;
-            let root = self.dir.join(&name);
-            for part in ["upper", "work"] {
-                let part = root.join(part);
-                DirBuilder::new().mode(0o755).create(&part)?;
-                // Whatever this process's umask is.
-                fs::set_permissions(&part, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
-                chown(&part, Some(0), Some(0))?;
-            }
-            btrfs::subvolume_id(&File::open(&root)?)
-        };
-        fill().map(|qgroup| Subvolume { name: name.clone(), qgroup }).map_err(|error| {
+        self.create(|parent, name| {
+            btrfs::create_subvolume(parent, name)?;
+            let root = self.dir.join(name);
+            make_part(&root.join("upper"))?;
+            make_part(&root.join("work"))
+        })
+    }
+
+    /// Makes a subvolume by `fill`, or none if that fails.
+    fn create(&self, fill: impl FnOnce(&File, &str) -> io::Result<()>) -> Result<Subvolume> {
+        // Never used twice, by whichever run: whoever keeps a name may rely on it.
+        let name = uuid::Uuid::new_v4().simple().to_string();
+        let made = File::open(&self.dir)
+            .and_then(|parent| fill(&parent, &name))
+            .and_then(|()| self.look_up(&name));
+        made.map_err(|error| {
             // Half of it may be there.
             if let Err(error) = self.delete(&name) {
                 tracing::warn!(%error, disk = name, "a half-made disk stays until the next start");
             }
             failed(codes::POOL_FAILED, "make a disk", &error)
         })
+    }
+
+    /// The subvolume of this name.
+    fn look_up(&self, name: &str) -> io::Result<Subvolume> {
+        let id = btrfs::subvolume_id(&File::open(self.dir.join(name))?)?;
+        Ok(Subvolume { name: name.to_owned(), id, account: accounts::find(&self.pool, id) })
+    }
+
+    /// Whether there is a disk of this name.
+    pub(crate) fn exists(&self, name: &str) -> bool {
+        self.dir.join(name).exists()
     }
 
     /// Deletes a subvolume. One that is not there counts as deleted.
@@ -146,18 +199,34 @@ impl Disks {
         }
     }
 
-    /// Deletes every disk, and hands every quota group that is left to the reaper.
-    fn delete_all(&self) -> Result<()> {
+    /// Deletes the disks that are not to be kept.
+    fn delete_all_but(&self, keep: &HashSet<String>) -> Result<()> {
         let entries = fs::read_dir(&self.dir).and_then(Iterator::collect::<io::Result<Vec<_>>>);
         for entry in entries.map_err(|error| unusable("list", &self.dir, &error))? {
-            if let Some(name) = entry.file_name().to_str() {
+            let name = entry.file_name();
+            let Some(name) = name.to_str() else { continue };
+            if keep.contains(name) {
+                let subvolume = self
+                    .look_up(name)
+                    .map_err(|error| failed(codes::POOL_FAILED, "look at a kept disk", &error))?;
+                self.lock_kept().insert(name.to_owned(), subvolume);
+            } else {
                 self.delete(name).map_err(|error| unusable("delete", &entry.path(), &error))?;
             }
         }
+        Ok(())
+    }
+
+    /// Hands the quota groups of a previous run to the reaper, apart from those of its disks that are
+    /// kept and of the `others`. Before any disk is made.
+    pub(crate) fn sweep_qgroups(&self, others: &HashSet<u64>) -> Result<()> {
         let qgroups = btrfs::qgroups(&self.pool.sysfs)
             .map_err(|error| failed(codes::POOL_FAILED, "list the quota groups", &error))?;
+        let mut keep: HashSet<u64> = self.lock_kept().values().map(|kept| kept.id).collect();
+        keep.extend(others);
         // 5 is the top-level subvolume, which has no limit and goes nowhere.
-        for id in qgroups.into_iter().filter(|id| *id != 5) {
+        keep.insert(5);
+        for id in qgroups.into_iter().filter(|id| !keep.contains(&btrfs::subvolume_of(*id))) {
             self.doom(Doomed::Qgroup(id));
         }
         Ok(())
@@ -211,8 +280,14 @@ impl Disks {
         self.ready.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn doom(&self, doomed: Doomed) {
-        // The reaper is gone only when the service has ended; the next start deletes all disks.
+    fn lock_kept(&self) -> MutexGuard<'_, HashMap<String, Subvolume>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has the reaper delete something.
+    pub(crate) fn doom(&self, doomed: Doomed) {
+        // The reaper is gone only when the service has ended; the next start deletes what is not
+        // to be kept.
         drop(self.reaper.send(doomed));
     }
 
@@ -220,16 +295,20 @@ impl Disks {
     fn try_delete(&self, doomed: Doomed) -> Option<Doomed> {
         let qgroup = match doomed {
             Doomed::Qgroup(id) => id,
-            Doomed::Subvolume { name, qgroup } => match self.delete(&name) {
-                Ok(()) => qgroup,
-                Err(error) => {
-                    tracing::warn!(%error, disk = name, "cannot delete a disk yet");
-                    return Some(Doomed::Subvolume { name, qgroup });
+            Doomed::Disk(disk) => {
+                if let Err(error) = self.delete(&disk.name) {
+                    tracing::warn!(%error, disk = disk.name, "cannot delete a disk yet");
+                    return Some(Doomed::Disk(disk));
                 }
-            },
+                if disk.account != disk.id
+                    && let Err(error) = accounts::remove(&self.pool, disk.account)
+                {
+                    tracing::debug!(%error, disk = disk.name, "an account is left over");
+                }
+                disk.id
+            }
         };
-        let removed = File::open(&self.dir).and_then(|dir| btrfs::remove_qgroup(&dir, qgroup));
-        match removed {
+        match accounts::remove(&self.pool, qgroup) {
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
                 Some(Doomed::Qgroup(qgroup))
             }
@@ -240,6 +319,14 @@ impl Disks {
             _ => None,
         }
     }
+}
+
+/// Makes the upper or work directory of a disk.
+fn make_part(path: &Path) -> io::Result<()> {
+    DirBuilder::new().mode(0o755).create(path)?;
+    // Whatever this process's umask is.
+    fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    chown(path, Some(0), Some(0))
 }
 
 /// The reaper: deletes what it is sent, and tries again what cannot be deleted yet. Ends when
@@ -277,10 +364,32 @@ pub struct Disk {
     disks: Arc<Disks>,
     subvolume: Subvolume,
     limit: u64,
+    /// It is not to be deleted.
+    left: bool,
 }
 
 impl Disk {
-    fn root(&self) -> PathBuf {
+    fn new(disks: &Arc<Disks>, subvolume: Subvolume, limit: u64) -> Self {
+        Self { disks: Arc::clone(disks), subvolume, limit, left: false }
+    }
+
+    /// Its name, which no other disk of this pool has, had or will have.
+    pub fn name(&self) -> &str {
+        &self.subvolume.name
+    }
+
+    /// The subvolume it is.
+    pub(crate) fn id(&self) -> u64 {
+        self.subvolume.id
+    }
+
+    /// Forgets it without deleting it: what runs on it goes on after this program has ended.
+    /// [`Handle::adopt_disk`](crate::Handle::adopt_disk) has it again.
+    pub fn leave(mut self) {
+        self.left = true;
+    }
+
+    pub(crate) fn root(&self) -> PathBuf {
         self.disks.dir.join(&self.subvolume.name)
     }
 
@@ -300,7 +409,7 @@ impl Disk {
     /// `POOL_FAILED` when the kernel does not tell.
     pub async fn usage(&self) -> Result<(u64, u64)> {
         let (sysfs, qgroup, limit) =
-            (self.disks.pool.sysfs.clone(), self.subvolume.qgroup, self.limit);
+            (self.disks.pool.sysfs.clone(), self.subvolume.account, self.limit);
         blocking(move || {
             let used = btrfs::qgroup_usage(&sysfs, qgroup)
                 .map_err(|error| failed(codes::POOL_FAILED, "read a disk's use", &error))?;
@@ -326,7 +435,11 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        let name = std::mem::take(&mut self.subvolume.name);
-        self.disks.doom(Doomed::Subvolume { name, qgroup: self.subvolume.qgroup });
+        let subvolume = std::mem::take(&mut self.subvolume);
+        if self.left {
+            self.disks.lock_kept().insert(subvolume.name.clone(), subvolume);
+        } else {
+            self.disks.doom(Doomed::Disk(subvolume));
+        }
     }
 }

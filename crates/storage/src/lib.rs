@@ -7,6 +7,7 @@
 //! <data-dir>/pool.img        sparse image file of a btrfs file system with quotas
 //!           /pool            where it is mounted
 //!           /pool/disks/<n>  a disk: one subvolume, `upper/` and `work/`
+//!           /pool/saved/<n>  a copy of a disk, and a checkpoint: [`Saved`]
 //!           /layers/<id>     a layer
 //!           /builds/<id>.json
 //! ```
@@ -15,6 +16,7 @@
 //!
 //! The data directory must belong to this process alone; the program locks it first.
 
+mod accounts;
 mod btrfs;
 mod builds;
 mod digest;
@@ -23,8 +25,9 @@ mod file;
 mod layers;
 mod mount;
 mod pool;
+mod saved;
 
-use std::{path::PathBuf, sync::Arc};
+use std::{collections::HashSet, path::PathBuf, sync::Arc};
 
 use atoll_core::{Error, LayerId, Result, error::codes};
 use tokio::task::JoinSet;
@@ -33,8 +36,11 @@ pub use crate::{
     builds::BuildManifest,
     disks::Disk,
     layers::{Layer, LayerDraft, LayerInfo},
+    saved::Saved,
 };
-use crate::{builds::Builds, disks::Disks, file::blocking, layers::Layers, pool::Pool};
+use crate::{
+    builds::Builds, disks::Disks, file::blocking, layers::Layers, pool::Pool, saved::Saves,
+};
 
 /// Configuration.
 #[derive(Clone, Debug)]
@@ -46,6 +52,9 @@ pub struct Options {
     pub pool_bytes: Option<u64>,
     /// Disks kept ready.
     pub disks: usize,
+    /// Names of disks and of what is saved that a previous run left and somebody still owns. All
+    /// others are deleted at start.
+    pub keep: HashSet<String>,
 }
 
 /// The mounted pool and the tasks that work on it.
@@ -64,26 +73,29 @@ pub struct Service {
 pub struct Handle {
     pool: Pool,
     disks: Arc<Disks>,
+    saves: Arc<Saves>,
     layers: Arc<Layers>,
     builds: Arc<Builds>,
 }
 
 impl Service {
     /// Mounts the pool, which it makes if need be, and removes what a previous run left behind:
-    /// its disks and unfinished layers, nothing else.
+    /// disks and saved states that are not to be kept, and unfinished layers; nothing else.
     ///
     /// # Errors
     /// `PRIVILEGE_MISSING`, `TOOL_MISSING`, `HOST_FEATURE_MISSING`, `DISK_FULL`, `POOL_FAILED`,
     /// `DATA_DIR_UNUSABLE` or `BAD_OPTION`, each with what to do; `LAYER_CORRUPT` for a description
     /// that cannot be read.
     pub async fn start(options: Options) -> Result<Self> {
-        let Options { data_dir, pool_bytes, disks: target } = options;
+        let Options { data_dir, pool_bytes, disks: target, keep } = options;
         let (handle, doomed, undigested) = blocking(move || {
             let (layers, undigested) = Layers::open(&data_dir)?;
             let builds = Builds::open(&data_dir)?;
             let pool = Pool::open(&data_dir, pool_bytes)?;
-            let (disks, doomed) = Disks::open(pool.clone(), target)?;
-            Ok((Handle { pool, disks, layers, builds }, doomed, undigested))
+            let (disks, doomed) = Disks::open(pool.clone(), target, &keep)?;
+            let (saves, left) = Saves::open(&disks, &keep)?;
+            disks.sweep_qgroups(&left)?;
+            Ok((Handle { pool, disks, saves, layers, builds }, doomed, undigested))
         })
         .await?;
         let mut tasks = JoinSet::new();
@@ -129,6 +141,65 @@ impl Handle {
     /// `DISK_FULL` or `POOL_FAILED`.
     pub async fn take_disk(&self, limit_bytes: u64) -> Result<Disk> {
         self.disks.take(limit_bytes).await
+    }
+
+    /// The disk of this name, with its content and its limit: one that the start has kept, or that
+    /// was left since. None if there is no such disk, or if somebody has it.
+    ///
+    /// # Errors
+    /// `POOL_FAILED` when the kernel does not tell its limit.
+    pub async fn adopt_disk(&self, name: &str) -> Result<Option<Disk>> {
+        self.disks.adopt(name).await
+    }
+
+    /// Begins to save something: gives an empty directory, for root alone, for a checkpoint of
+    /// memory. Whatever had this name is deleted. Without a checkpoint there is no need to begin.
+    ///
+    /// # Errors
+    /// `INVALID_REQUEST` for a name that is not made of up to 64 letters, digits, `-` and `_`;
+    /// `DISK_FULL` or `DATA_DIR_UNUSABLE`.
+    pub async fn begin_saved(&self, name: &str) -> Result<PathBuf> {
+        self.saves.begin(name).await
+    }
+
+    /// Saves a copy of a disk as it is at this moment, and with it the checkpoint that was written
+    /// since [`begin_saved`](Self::begin_saved). When this returns it is complete, on disk, and does
+    /// not change any more; before, and if it fails, it is not there. It replaces an earlier copy of
+    /// that name. Nothing should be writing to the disk.
+    ///
+    /// # Errors
+    /// `INVALID_REQUEST` for such a name, `DISK_FULL`, `POOL_FAILED` or `DATA_DIR_UNUSABLE`.
+    pub async fn seal(&self, disk: &Disk, name: &str) -> Result<Saved> {
+        self.saves.seal(disk, name).await
+    }
+
+    /// What is saved under this name; none if there is nothing or it is incomplete.
+    ///
+    /// # Errors
+    /// `LAYER_CORRUPT` when it was complete and is damaged, `INVALID_REQUEST` for such a name,
+    /// `DATA_DIR_UNUSABLE` when it cannot be read.
+    pub async fn saved(&self, name: &str) -> Result<Option<Saved>> {
+        self.saves.find(name).await
+    }
+
+    /// A disk with the content of a saved one, to which it adds nothing and from which nothing can
+    /// be taken. It is limited as in [`take_disk`](Self::take_disk): what the saved disk holds
+    /// counts, unless it is held by a disk that still exists. Even a full one may grow by 4 MiB, or
+    /// it could not be used.
+    ///
+    /// # Errors
+    /// `NOT_FOUND` when it is not saved any more, `LAYER_CORRUPT` when it is damaged, `DISK_FULL`,
+    /// `POOL_FAILED` or `DATA_DIR_UNUSABLE`.
+    pub async fn branch(&self, saved: &Saved, limit_bytes: u64) -> Result<Disk> {
+        self.saves.branch(saved, limit_bytes).await
+    }
+
+    /// Deletes what is saved under this name, complete or not; there may be nothing.
+    ///
+    /// # Errors
+    /// `INVALID_REQUEST` for such a name; `POOL_FAILED` when something of it is in use.
+    pub async fn drop_saved(&self, name: &str) -> Result<()> {
+        self.saves.drop_saved(name).await
     }
 
     /// How many disks are ready to be taken.

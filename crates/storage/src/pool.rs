@@ -47,6 +47,8 @@ pub(crate) struct Pool {
     pub(crate) dir: PathBuf,
     /// Its directory under `/sys/fs/btrfs`.
     pub(crate) sysfs: PathBuf,
+    /// Its quotas are simple ones: see [`btrfs::enable_quotas`].
+    pub(crate) simple_quotas: bool,
 }
 
 impl Pool {
@@ -74,7 +76,8 @@ impl Pool {
         })?;
         let id = btrfs::file_system_id(&root)
             .map_err(|error| pool_failed("read the id of the pool's file system", &error))?;
-        Ok(Self { dir, sysfs: Path::new("/sys/fs/btrfs").join(id.to_string()) })
+        let sysfs = Path::new("/sys/fs/btrfs").join(id.to_string());
+        Ok(Self { dir, simple_quotas: btrfs::has_simple_quotas(&sysfs), sysfs })
     }
 
     /// Bytes used and total.

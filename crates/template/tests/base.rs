@@ -40,7 +40,9 @@ impl DataDir {
 
     async fn start(&self) -> Service {
         let data_dir = self.0.path().to_owned();
-        let options = atoll_storage::Options { data_dir, pool_bytes: Some(512 << 20), disks: 0 };
+        let keep = std::collections::HashSet::new();
+        let options =
+            atoll_storage::Options { data_dir, pool_bytes: Some(512 << 20), disks: 0, keep };
         Service::start(options).await.unwrap()
     }
 }

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
-use atoll_core::{Result, SandboxId, TemplateId};
+use atoll_core::{Result, SandboxId, TemplateId, lifecycle::State};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -54,13 +54,15 @@ pub struct SandboxRecord {
     pub end_at: Timestamp,
 }
 
-/// A running sandbox as the node reports it.
+/// A sandbox as the node reports it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct NodeSandbox {
     /// What defines it.
     pub record: SandboxRecord,
     /// What its envd reported as version.
     pub envd_version: String,
+    /// Where it is in its life.
+    pub state: State,
 }
 
 /// Where the time of one create went, microseconds.
@@ -175,7 +177,19 @@ pub trait Node: Send + Sync + 'static {
     /// Moves a sandbox's deadline, so that a node whose control plane is gone still ends it.
     async fn set_end(&self, id: &SandboxId, end_at: Timestamp) -> Result<bool>;
 
-    /// All sandboxes that run.
+    /// Pauses a sandbox; returns whether it was there. With `memory` its processes are frozen, and go
+    /// on when it is resumed; without, its disk is all that is kept, and it boots anew. Connections
+    /// to it end. If it fails, the sandbox runs on.
+    ///
+    /// # Errors
+    /// `CONFLICT` when it does not run.
+    async fn pause(&self, id: &SandboxId, memory: bool) -> Result<bool>;
+
+    /// Lets a paused sandbox run again, until `end_at`; returns whether it was there. One that runs
+    /// is left as it is. If it fails, the sandbox stays paused.
+    async fn resume(&self, id: &SandboxId, end_at: Timestamp) -> Result<bool>;
+
+    /// All sandboxes that somebody was told of and that have not ended, with their states.
     async fn list(&self) -> Result<Vec<NodeSandbox>>;
 
     /// The present resource use of each sandbox named; unknown ids are left out.

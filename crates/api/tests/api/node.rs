@@ -11,7 +11,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use atoll_core::{Error, Result, SandboxId, error::codes};
+use atoll_core::{Error, Result, SandboxId, error::codes, lifecycle::State};
 use atoll_wire::node::{
     Created, EndReason, Ended, LogLine, Node, NodeInfo, NodeSandbox, Sample, SandboxRecord,
 };
@@ -173,10 +173,19 @@ impl Node for FakeNode {
         Ok(true)
     }
 
+    async fn pause(&self, id: &SandboxId, _: bool) -> Result<bool> {
+        Ok(self.sandboxes().contains_key(id))
+    }
+
+    async fn resume(&self, id: &SandboxId, end_at: Timestamp) -> Result<bool> {
+        self.set_end(id, end_at).await
+    }
+
     async fn list(&self) -> Result<Vec<NodeSandbox>> {
         let sandbox = |record: &SandboxRecord| NodeSandbox {
             record: record.clone(),
             envd_version: ENVD_VERSION.to_owned(),
+            state: State::Running,
         };
         Ok(self.sandboxes().values().map(sandbox).collect())
     }

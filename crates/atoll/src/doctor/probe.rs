@@ -67,6 +67,7 @@ async fn try_container() -> Result<String> {
         launcher: launcher.clone(),
         staging: scratch.0.join("staging"),
         ready: 0,
+        keep: std::collections::HashSet::new(),
     })
     .await?;
     let network = atoll_network::Service::start(atoll_network::Options {
@@ -78,6 +79,7 @@ async fn try_container() -> Result<String> {
         network: None,
         dns: Vec::new(),
         deny: Vec::new(),
+        keep: std::collections::HashSet::new(),
     })
     .await?;
     let outcome = match network.handle().take().await {

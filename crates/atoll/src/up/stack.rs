@@ -130,15 +130,18 @@ impl Stack {
         let Settings { arguments, directory, keys, .. } = *settings;
         let launcher = self.launcher.insert(Launcher::install(&directory.join("bin"))?).path();
         let claim = self.claim.insert(Claim::take(directory.instance())?);
+        let journal = atoll_orchestrator::Journal::open(directory.path())?;
+        let keep = journal.keep();
 
         // First: storage and network cannot let go of what a leftover sandbox holds, and the driver
-        // ends those.
+        // ends those. What the journal knows lives on.
         let driver = Arc::new(
             Container::start(container::Options {
                 instance: directory.instance().clone(),
                 launcher: launcher.clone(),
                 staging: directory.join("staging"),
                 ready: arguments.ready,
+                keep: keep.groups,
             })
             .await?,
         );
@@ -148,6 +151,7 @@ impl Stack {
             data_dir: directory.path().to_path_buf(),
             pool_bytes: arguments.pool_gib.map(|size| size.saturating_mul(GIB)),
             disks: arguments.ready,
+            keep: keep.disks,
         };
         let storage = self.storage.start(atoll_storage::Service::start(options)).await?.handle();
 
@@ -160,6 +164,7 @@ impl Stack {
             network: arguments.sandbox_network,
             dns: Vec::new(),
             deny: arguments.deny_network.clone(),
+            keep: keep.slots,
         };
         let network = self.network.start(atoll_network::Service::start(options)).await?.handle();
 
@@ -188,10 +193,12 @@ impl Stack {
                 runtime_layer,
                 max_processes: MAX_PROCESSES,
             },
+            journal,
             storage,
             network,
             driver,
-        );
+        )
+        .await;
         let node = self.orchestrator.insert(orchestrator).handle();
         self.serve(settings, identity, listeners, node, database).await
     }

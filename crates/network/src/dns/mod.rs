@@ -10,5 +10,5 @@ mod message;
 mod server;
 mod upstream;
 
-pub(crate) use server::{Server, open, serve};
+pub(crate) use server::{Server, Sockets, open, serve};
 pub(crate) use upstream::Upstreams;

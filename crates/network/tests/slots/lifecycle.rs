@@ -179,6 +179,8 @@ pub(crate) async fn bad_options_are_refused() {
     assert_eq!(start(Options { first_uid: 0, ..options("a00001") }).await, codes::BAD_OPTION);
     let high = Options { first_uid: u32::MAX - 65_536, slots: 2, ..options("a00001") };
     assert_eq!(start(high).await, codes::BAD_OPTION);
+    let keep = [8].into();
+    assert_eq!(start(Options { keep, ..options("a00001") }).await, codes::BAD_OPTION);
     assert_eq!(start(options("short")).await, codes::BAD_OPTION);
     let network = Some("192.168.0.0/16".parse().unwrap());
     assert_eq!(start(Options { network, ..options("a00001") }).await, codes::NO_ADDRESSES);

@@ -13,6 +13,7 @@ mod dns;
 mod internet;
 mod lifecycle;
 mod probe;
+mod restart;
 mod world;
 
 use std::{
@@ -62,6 +63,16 @@ tests! {
     lifecycle::a_full_node_says_so_and_recovers,
     lifecycle::a_failing_launcher_is_reported_and_not_hammered,
     lifecycle::bad_options_are_refused,
+    restart::a_sandbox_outlives_the_daemon,
+    restart::offline_stays_offline,
+    restart::the_firewall_has_no_gap,
+    restart::another_network_is_for_new_slots_only,
+    restart::an_adopted_slot_is_released_like_any_other,
+    restart::a_kept_slot_whose_sandbox_has_ended_is_discarded,
+    restart::shutdown_leaves_what_lives_on,
+    restart::only_its_own_namespaces_make_a_slot,
+    restart::a_sandbox_may_have_taken_the_name_servers_port,
+    restart::a_cancelled_adoption_loses_no_slot,
 }
 
 /// Set in the process of a single test.
@@ -76,6 +87,9 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
     if arguments.first().is_some_and(|first| first == "probe") {
         return probe::main(&arguments[1..]);
+    }
+    if arguments.first().is_some_and(|first| first == "daemon") {
+        return restart::daemon();
     }
     if let Ok(name) = env::var(CHILD) {
         let (_, test) = TESTS.iter().find(|(known, _)| *known == name).unwrap();

@@ -34,6 +34,7 @@ pub(crate) fn main(arguments: &[String]) -> ExitCode {
         ["talk", address] => talk(address),
         ["listen", address] => listen(address),
         ["udp", address, text] => udp(address, text),
+        ["flood", address] => flood(address),
         ["scan", address] => scan(address),
         ["dns", transport, name] => dns(transport, name),
         ["ping", address] => ping(address),
@@ -96,6 +97,16 @@ fn udp(address: &str, text: &str) -> io::Result<String> {
     let mut buffer = [0; 2048];
     let length = socket.recv(&mut buffer)?;
     Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
+}
+
+/// Sends datagrams without end, whatever becomes of them.
+fn flood(address: &str) -> io::Result<String> {
+    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    println!("sending");
+    loop {
+        let _ = socket.send_to(b"x", address);
+        std::thread::sleep(Duration::from_micros(200));
+    }
 }
 
 /// Sends a datagram to one port after the other; prints how many left, and why the next did not.

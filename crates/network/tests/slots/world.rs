@@ -7,6 +7,7 @@
 //! ```
 
 use std::{
+    collections::HashSet,
     env, fs,
     io::{BufRead, BufReader, Write},
     net::{SocketAddr, TcpListener, UdpSocket},
@@ -174,6 +175,7 @@ pub(crate) fn options(instance: &str) -> Options {
         network: Some(NETWORK.parse().unwrap()),
         dns: vec!["198.51.100.53:53".parse().unwrap()],
         deny: vec!["198.51.100.66".parse().unwrap()],
+        keep: HashSet::new(),
     }
 }
 
@@ -185,10 +187,37 @@ pub(crate) async fn start() -> (World, Service, Slot) {
     (world, service, slot)
 }
 
-fn probe_command(slot: &Slot, arguments: &[&str]) -> tokio::process::Command {
+/// What a probe can be in.
+pub(crate) trait Inside {
+    /// Paths to its user namespace and its network namespace.
+    fn namespaces(&self) -> [String; 2];
+}
+
+impl Inside for Slot {
+    fn namespaces(&self) -> [String; 2] {
+        [fd_path(self.user_ns()), fd_path(self.net_ns())]
+    }
+}
+
+/// Where another probe is.
+impl Inside for Running {
+    fn namespaces(&self) -> [String; 2] {
+        let process = self.child.id().unwrap();
+        ["user", "net"].map(|kind| format!("/proc/{process}/ns/{kind}"))
+    }
+}
+
+impl Inside for [String; 2] {
+    fn namespaces(&self) -> [String; 2] {
+        self.clone()
+    }
+}
+
+fn probe_command(place: &impl Inside, arguments: &[&str]) -> tokio::process::Command {
     let mut command = tokio::process::Command::new(env::current_exe().unwrap());
     command
-        .args(["probe", &fd_path(slot.user_ns()), &fd_path(slot.net_ns())])
+        .arg("probe")
+        .args(place.namespaces())
         .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -196,9 +225,9 @@ fn probe_command(slot: &Slot, arguments: &[&str]) -> tokio::process::Command {
     command
 }
 
-/// Runs a probe in the slot, as its root, and returns what it prints.
-pub(crate) async fn probe(slot: &Slot, arguments: &[&str]) -> String {
-    let output = probe_command(slot, arguments).spawn().unwrap().wait_with_output();
+/// Runs a probe in a slot, as its root, and returns what it prints.
+pub(crate) async fn probe(place: &impl Inside, arguments: &[&str]) -> String {
+    let output = probe_command(place, arguments).spawn().unwrap().wait_with_output();
     let output = tokio::time::timeout(DEADLINE * 2, output).await.unwrap().unwrap();
     assert!(output.status.success(), "the probe {arguments:?} broke");
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
@@ -212,8 +241,12 @@ pub(crate) struct Running {
 
 impl Running {
     /// Starts it and returns its first line.
-    pub(crate) async fn start(slot: &Slot, arguments: &[&str]) -> (Self, String) {
-        let mut child = probe_command(slot, arguments).spawn().unwrap();
+    pub(crate) async fn start(place: &impl Inside, arguments: &[&str]) -> (Self, String) {
+        Self::of(probe_command(place, arguments).spawn().unwrap()).await
+    }
+
+    /// Talks to a process whose streams are pipes, once it has said its first line.
+    pub(crate) async fn of(mut child: tokio::process::Child) -> (Self, String) {
         let lines = tokio::io::BufReader::new(child.stdout.take().unwrap()).lines();
         let mut running = Self { child, lines };
         let first = running.line().await;

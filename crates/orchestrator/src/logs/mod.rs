@@ -1,13 +1,13 @@
 //! What sandboxes log, on its way to the control plane.
 //!
 //! ```text
-//! envd ── pipe ──▶ reader ──▶ Journal of the sandbox ──▶ Logs ── Node::logs ──▶ control plane
+//! envd ── pipe ──▶ reader ──▶ SandboxLog of the sandbox ──▶ Logs ── Node::logs ──▶ control plane
 //!                  (hostile)      ▲ the node's own words
 //! ```
 //!
 //! - [`line`]: what a line of envd means.
 //! - [`reader`]: takes lines from a pipe, no faster than a sandbox may log.
-//! - [`Journal`]: one sandbox's way in. [`Logs`]: what waits for the control plane to store it.
+//! - [`SandboxLog`]: one sandbox's way in. [`Logs`]: what waits for the control plane to store it.
 //!
 //! What waits is bounded, for each sandbox and in all. Lines that find no room are dropped and
 //! counted, and the sandbox's next line is preceded by one that says so.
@@ -152,7 +152,7 @@ impl Logs {
 
 /// What is said of one sandbox. Clones are of the same one.
 #[derive(Clone)]
-pub(crate) struct Journal {
+pub(crate) struct SandboxLog {
     logs: Arc<Logs>,
     sandbox: SandboxId,
     team: String,
@@ -160,7 +160,7 @@ pub(crate) struct Journal {
     lost: Arc<AtomicU64>,
 }
 
-impl Journal {
+impl SandboxLog {
     pub(crate) fn new(logs: Arc<Logs>, sandbox: SandboxId, team: String) -> Self {
         Self { logs, sandbox, team, lost: Arc::default() }
     }
@@ -216,8 +216,8 @@ impl Journal {
 mod tests {
     use super::*;
 
-    fn journal(logs: &Arc<Logs>, id: &str) -> Journal {
-        Journal::new(logs.clone(), id.parse().unwrap(), "team".to_owned())
+    fn log(logs: &Arc<Logs>, id: &str) -> SandboxLog {
+        SandboxLog::new(logs.clone(), id.parse().unwrap(), "team".to_owned())
     }
 
     fn messages(lines: &[LogLine]) -> Vec<&str> {
@@ -227,9 +227,9 @@ mod tests {
     #[tokio::test]
     async fn lines_are_handed_out_until_they_are_stored() {
         let logs = Arc::new(Logs::default());
-        let journal = journal(&logs, "i1");
-        journal.say(LogLevel::Info, "a", []);
-        journal.say(LogLevel::Info, "b", []);
+        let log = log(&logs, "i1");
+        log.say(LogLevel::Info, "a", []);
+        log.say(LogLevel::Info, "b", []);
         let (next, first) = logs.wait(0).await;
         assert_eq!((next, messages(&first)), (2, vec!["a", "b"]));
         // The answer was lost: it is given again, in the same words.
@@ -239,7 +239,7 @@ mod tests {
             async move { logs.wait(next).await }
         });
         tokio::task::yield_now().await;
-        journal.say(LogLevel::Info, "c", [("reason", "x".to_owned())]);
+        log.say(LogLevel::Info, "c", [("reason", "x".to_owned())]);
         let (next, second) = waiting.await.unwrap();
         assert_eq!((next, second[0].sequence, second[0].fields["reason"].as_str()), (3, 2, "x"));
         // A control plane that starts anew gets what is not stored yet.
@@ -249,7 +249,7 @@ mod tests {
     #[tokio::test]
     async fn a_cursor_of_an_earlier_run_loses_nothing() {
         let logs = Arc::new(Logs::default());
-        journal(&logs, "i1").say(LogLevel::Info, "a", []);
+        log(&logs, "i1").say(LogLevel::Info, "a", []);
         let (next, found) = logs.wait(77).await;
         assert_eq!((next, messages(&found)), (1, vec!["a"]));
     }
@@ -263,7 +263,7 @@ mod tests {
     #[tokio::test]
     async fn a_sandbox_that_says_too_much_loses_its_own_lines_only() {
         let logs = Arc::new(Logs::default());
-        let (noisy, quiet) = (journal(&logs, "i1"), journal(&logs, "i2"));
+        let (noisy, quiet) = (log(&logs, "i1"), log(&logs, "i2"));
         let long = "x".repeat(4000);
         for _ in 0..1000 {
             noisy.push(noisy.line(LogLevel::Info, long.clone(), BTreeMap::new()), SANDBOX_BYTES);
@@ -289,9 +289,9 @@ mod tests {
     fn all_sandboxes_together_are_bounded() {
         let logs = Arc::new(Logs::default());
         for number in 0..100 {
-            let journal = journal(&logs, &format!("i{number}"));
+            let log = log(&logs, &format!("i{number}"));
             for _ in 0..200 {
-                journal.say(LogLevel::Info, "x".repeat(4000), []);
+                log.say(LogLevel::Info, "x".repeat(4000), []);
             }
         }
         let mut queue = logs.queue();

@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use tokio::{net::unix::pipe::Receiver, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::{Journal, SANDBOX_BYTES, line};
+use super::{SANDBOX_BYTES, SandboxLog, line};
 
 /// Lines that a sandbox may log at once, and then each second.
 const BURST: f64 = 5000.0;
@@ -31,28 +31,28 @@ const CHUNK: usize = 2 * LINE_MAX;
 const LEFT: usize = 64 << 10;
 
 /// Reads until the pipe ends, or until `over` and what is left then.
-pub(crate) async fn read(pipe: OwnedFd, journal: Journal, over: CancellationToken) {
+pub(crate) async fn read(pipe: OwnedFd, log: SandboxLog, over: CancellationToken) {
     let pipe = match Receiver::from_owned_fd(pipe) {
         Ok(pipe) => pipe,
         Err(cause) => {
-            tracing::error!(sandbox = %journal.sandbox, %cause, "a sandbox's log cannot be read");
+            tracing::error!(sandbox = %log.sandbox, %cause, "a sandbox's log cannot be read");
             return;
         }
     };
     let mut lines = Lines::default();
-    if over.run_until_cancelled(follow(&pipe, &mut lines, &journal)).await.is_none() {
-        drain(pipe, &mut lines, &journal);
+    if over.run_until_cancelled(follow(&pipe, &mut lines, &log)).await.is_none() {
+        drain(pipe, &mut lines, &log);
     }
     if lines.is_torn() {
-        journal.lose(1);
+        log.lose(1);
     }
 }
 
 /// Reads as fast as the sandbox may log, until the pipe ends. May be dropped at any await.
-async fn follow(pipe: &Receiver, lines: &mut Lines, journal: &Journal) {
+async fn follow(pipe: &Receiver, lines: &mut Lines, log: &SandboxLog) {
     let mut allowance = Allowance::new();
     while pipe.readable().await.is_ok() {
-        match take(|buffer| pipe.try_read(buffer), lines, journal) {
+        match take(|buffer| pipe.try_read(buffer), lines, log) {
             Ok(Taken { bytes: 0, .. }) => return,
             Ok(Taken { bytes, lines }) => {
                 allowance.spend(lines.max(bytes.div_ceil(LINE_BYTES)));
@@ -67,10 +67,10 @@ async fn follow(pipe: &Receiver, lines: &mut Lines, journal: &Journal) {
 }
 
 /// Reads what is in the pipe now. The event loop may not know of it yet.
-fn drain(pipe: Receiver, lines: &mut Lines, journal: &Journal) {
+fn drain(pipe: Receiver, lines: &mut Lines, log: &SandboxLog) {
     let Ok(mut pipe) = pipe.into_nonblocking_fd().map(File::from) else { return };
     for _ in 0..LEFT / CHUNK {
-        let taken = take(|buffer| pipe.read(buffer), lines, journal);
+        let taken = take(|buffer| pipe.read(buffer), lines, log);
         if !matches!(taken, Ok(Taken { bytes: 1.., .. })) {
             return;
         }
@@ -91,7 +91,7 @@ struct Taken {
 fn take(
     read: impl FnOnce(&mut [u8]) -> io::Result<usize>,
     lines: &mut Lines,
-    journal: &Journal,
+    log: &SandboxLog,
 ) -> io::Result<Taken> {
     let mut buffer = vec![0; CHUNK];
     let bytes = read(&mut buffer)?;
@@ -99,16 +99,16 @@ fn take(
     lines.split(&buffer[..bytes], |line| {
         count += 1;
         match line.and_then(|line| line::parse(line, Timestamp::now())) {
-            Some(said) => journal.push(of(journal, said), SANDBOX_BYTES),
-            None => journal.lose(1),
+            Some(said) => log.push(of(log, said), SANDBOX_BYTES),
+            None => log.lose(1),
         }
     });
     Ok(Taken { bytes, lines: count })
 }
 
-fn of(journal: &Journal, said: line::Said) -> LogLine {
+fn of(log: &SandboxLog, said: line::Said) -> LogLine {
     let line::Said { timestamp, level, logger, message, fields } = said;
-    let (sandbox, team) = (journal.sandbox.clone(), journal.team.clone());
+    let (sandbox, team) = (log.sandbox.clone(), log.team.clone());
     LogLine { sandbox, team, timestamp, sequence: 0, level, logger, message, fields }
 }
 
@@ -203,9 +203,9 @@ mod tests {
         fn new() -> Self {
             let (pipe, envd) = io::pipe().unwrap();
             let logs = Arc::new(Logs::default());
-            let journal = Journal::new(logs.clone(), "i1".parse().unwrap(), "team".to_owned());
+            let log = SandboxLog::new(logs.clone(), "i1".parse().unwrap(), "team".to_owned());
             let over = CancellationToken::new();
-            let reading = tokio::spawn(read(pipe.into(), journal, over.clone()));
+            let reading = tokio::spawn(read(pipe.into(), log, over.clone()));
             let envd = File::from(OwnedFd::from(envd));
             Self { envd, logs, over, reading, cursor: 0 }
         }

@@ -2,7 +2,11 @@
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod restart;
+mod saved;
+
 use std::{
+    collections::HashSet,
     fs,
     io::{self, Write},
     path::{Path, PathBuf},
@@ -28,11 +32,22 @@ impl DataDir {
     }
 
     fn options(&self, disks: usize) -> Options {
-        Options { data_dir: self.path().to_owned(), pool_bytes: Some(1024 * MIB), disks }
+        Options {
+            data_dir: self.path().to_owned(),
+            pool_bytes: Some(1024 * MIB),
+            disks,
+            keep: HashSet::new(),
+        }
     }
 
     async fn start(&self, disks: usize) -> Service {
         Service::start(self.options(disks)).await.unwrap()
+    }
+
+    /// A start that keeps what has one of these names.
+    async fn start_keeping(&self, names: &[&str]) -> Service {
+        let keep = names.iter().map(|name| (*name).to_owned()).collect();
+        Service::start(Options { keep, ..self.options(0) }).await.unwrap()
     }
 
     fn mounted(&self) -> bool {
@@ -46,7 +61,7 @@ impl DataDir {
         entries.map(|entry| entry.unwrap().path()).collect()
     }
 
-    /// Quota groups of disks.
+    /// Quota groups of disks and of what is saved.
     fn qgroups(&self) -> usize {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         let point = self.path().join("pool");
@@ -60,7 +75,7 @@ impl DataDir {
             .unwrap()
             .filter(|entry| {
                 let name = entry.as_ref().unwrap().file_name().into_string().unwrap();
-                name.starts_with("0_") && name != "0_5"
+                (name.starts_with("0_") || name.starts_with("1_")) && name != "0_5"
             })
             .count()
     }
