@@ -50,7 +50,7 @@ pub(crate) fn open(
         for ancestor in ancestors {
             match btrfs::assign(&dir, *ancestor, group, true) {
                 // Nothing was left of it, and the reaper came first.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) if is_gone(pool, *ancestor, &error) => {}
                 assigned => assigned?,
             }
         }
@@ -71,7 +71,7 @@ pub(crate) fn remove(pool: &Pool, qgroup: u64) -> io::Result<()> {
         // Its members stay, for other groups. Which they are, the kernel tells nobody.
         for member in btrfs::qgroups(&pool.sysfs)?.into_iter().filter(|id| !btrfs::is_group(*id)) {
             match btrfs::assign(&dir, member, qgroup, false) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) if is_gone(pool, member, &error) => {}
                 taken => taken?,
             }
         }
@@ -82,6 +82,16 @@ pub(crate) fn remove(pool: &Pool, qgroup: u64) -> io::Result<()> {
         return Err(io::ErrorKind::ResourceBusy.into());
     }
     btrfs::remove_qgroup(&dir, qgroup)
+}
+
+/// Whether an assignment failed because there is no such member: the kernel calls that invalid when
+/// there is no qgroup, and not found when there is no relation.
+fn is_gone(pool: &Pool, member: u64, error: &io::Error) -> bool {
+    match error.kind() {
+        io::ErrorKind::NotFound => true,
+        io::ErrorKind::InvalidInput => !btrfs::qgroup_dir(&pool.sysfs, member).exists(),
+        _ => false,
+    }
 }
 
 /// Notes in the disk at `root` what it descends from.
