@@ -16,6 +16,11 @@ not built is accepted with its default value, and answers 400 with `ATL-2008` wi
 Unknown fields are ignored.
 ";
 
+const OWN: &str = "
+### Beyond the contract
+
+";
+
 const FIELDS: &str = "
 ## Fields of `POST /sandboxes` and `POST /v2/sandboxes`
 
@@ -24,7 +29,7 @@ const FIELDS: &str = "
 | `templateID`, `timeout`, `metadata`, `envVars`, `allow_internet_access` | built |
 | `secure` | built; the v2 route is always secure |
 | `mcp` | accepted: the client runs the gateway |
-| `autoPause`, `autoPauseMemory`, `autoResume` | default values only |
+| `autoPause`, `autoPauseMemory`, `autoResume` | built |
 | `network` | default values only |
 | `iam` | without tokens only |
 | `volumeMounts` | empty only |
@@ -37,40 +42,55 @@ const FIELDS: &str = "
 |---|---|
 | `timeout` | built |
 | `memory` | refused: 400, `sandbox_memory_override_disabled` |
+
+## Fields of other requests
+
+| request | field | support |
+|---|---|---|
+| pause | `memory` | built |
+| pause | `requireHealthyGuest` | default value only |
+| resume | `timeout`, `autoPause` | built |
+| resume | `memory` | as for connect |
+| fork | `timeout`, `count` | built |
+| snapshots | `name` | built |
+| snapshots | `memory` | default value only |
 ";
 
 /// The document, up to the rules.
 #[must_use]
 pub fn compatibility_markdown() -> String {
-    let built = built_endpoints().count();
-    let mut text = format!("{HEAD}\n## Endpoints\n\n{built} of {} are built.\n\n", ENDPOINTS.len());
-    text.push_str("| endpoint | support | note |\n|---|---|---|\n");
-    for endpoint in ENDPOINTS {
-        // Writing to a string does not fail.
-        let _ = writeln!(
-            text,
-            "| `{} {}` | {} | {} |",
-            endpoint.method,
-            endpoint.path,
-            word(endpoint),
-            endpoint.note
-        );
-    }
+    let is_own = |endpoint: &&Endpoint| endpoint.support == Support::Own;
+    let of_contract: Vec<_> = ENDPOINTS.iter().filter(|endpoint| !is_own(endpoint)).collect();
+    let built = of_contract.iter().filter(|endpoint| endpoint.is_served()).count();
+    let all = of_contract.len();
+    let mut text = format!("{HEAD}\n## Endpoints\n\n{built} of {all} are built.\n\n");
+    table(&mut text, of_contract);
+    text.push_str(OWN);
+    table(&mut text, ENDPOINTS.iter().filter(is_own));
     text.push_str(FIELDS);
     text
 }
 
-/// Method and path of every endpoint of the contract that is built.
+fn table<'a>(text: &mut String, endpoints: impl IntoIterator<Item = &'a Endpoint>) {
+    text.push_str("| endpoint | support | note |\n|---|---|---|\n");
+    for Endpoint { method, path, note, support, .. } in endpoints {
+        // Writing to a string does not fail.
+        let _ = writeln!(text, "| `{method} {path}` | {} | {note} |", word(*support));
+    }
+}
+
+/// Method and path of every endpoint that works, ours included.
 pub fn built_endpoints() -> impl Iterator<Item = (&'static str, &'static str)> {
     ENDPOINTS
         .iter()
-        .filter(|endpoint| endpoint.support == Support::Built)
+        .filter(|endpoint| endpoint.is_served())
         .map(|endpoint| (endpoint.method, endpoint.path))
 }
 
-fn word(endpoint: &Endpoint) -> &'static str {
-    match endpoint.support {
+fn word(support: Support) -> &'static str {
+    match support {
         Support::Built => "built",
+        Support::Own => "ours",
         Support::Planned => "not yet",
         Support::Refused => "not available",
     }

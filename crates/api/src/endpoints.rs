@@ -36,13 +36,15 @@ pub(crate) enum Access {
 pub(crate) enum Support {
     /// It works.
     Built,
+    /// It works, and is not of the contract.
+    Own,
     /// Routed, and answered with 501.
     Planned,
     /// Routed, and refused in the way the contract gives for deployments without it.
     Refused,
 }
 
-/// An endpoint of the contract.
+/// An endpoint.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Endpoint {
     /// `GET` and so on.
@@ -65,6 +67,11 @@ impl Endpoint {
             "DELETE" => !self.path.starts_with("/secrets"),
             _ => false,
         }
+    }
+
+    /// Whether it works.
+    pub(crate) fn is_served(&self) -> bool {
+        matches!(self.support, Support::Built | Support::Own)
     }
 
     fn is(&self, method: &Method, path: &str) -> bool {
@@ -101,20 +108,20 @@ endpoints! {
     POST "/sandboxes" Team, Built, "see the fields below; `Idempotency-Key` is honoured";
     POST "/v2/sandboxes" Team, Built, "as above; always secure, 300 s by default";
     GET "/sandboxes" Team, Built;
-    GET "/v2/sandboxes" Team, Built, "no sandbox is ever `paused`";
+    GET "/v2/sandboxes" Team, Built;
     GET "/sandboxes/metrics" Team, Built;
-    GET "/sandboxes/{sandboxID}" Team, Built;
+    GET "/sandboxes/{sandboxID}" Team, Built, "a paused one has `kept` besides: `disk`, `frozen` or `checkpoint`";
     DELETE "/sandboxes/{sandboxID}" Team, Built;
-    POST "/sandboxes/{sandboxID}/pause" Team, Planned;
-    POST "/sandboxes/{sandboxID}/connect" Team, Built, "running sandboxes";
-    POST "/v2/sandboxes/{sandboxID}/connect" Team, Built, "running sandboxes";
-    POST "/sandboxes/{sandboxID}/resume" Team, Planned;
-    POST "/sandboxes/{sandboxID}/fork" Team, Planned;
+    POST "/sandboxes/{sandboxID}/pause" Team, Built, "what is kept of memory depends on the host: `kept` of the sandbox says it";
+    POST "/sandboxes/{sandboxID}/connect" Team, Built;
+    POST "/v2/sandboxes/{sandboxID}/connect" Team, Built;
+    POST "/sandboxes/{sandboxID}/resume" Team, Built;
+    POST "/sandboxes/{sandboxID}/fork" Team, Built, "where the host has no CRIU, forks have the files and boot anew";
     POST "/sandboxes/{sandboxID}/timeout" Team, Built;
     POST "/sandboxes/{sandboxID}/refreshes" Team, Built;
     PUT "/sandboxes/{sandboxID}/network" Team, Planned;
-    POST "/sandboxes/{sandboxID}/snapshots" Team, Planned;
-    GET "/snapshots" Team, Planned;
+    POST "/sandboxes/{sandboxID}/snapshots" Team, Built, "as for forks";
+    GET "/snapshots" Team, Built;
     GET "/sandboxes/{sandboxID}/metrics" Team, Built, "kept for 7 days";
     GET "/sandboxes/{sandboxID}/logs" Team, Built, "kept for 7 days; an unknown sandbox has an empty log";
     GET "/v2/sandboxes/{sandboxID}/logs" Team, Built, "as above";
@@ -135,7 +142,7 @@ endpoints! {
     GET "/templates/{templateID}/tags/groups" Team, Planned;
     GET "/templates/{templateID}/tags/{tag}/assignments" Team, Planned;
     GET "/default-templates" TeamOrUser, Planned;
-    DELETE "/templates/{templateID}" TeamOrUser, Planned;
+    DELETE "/templates/{templateID}" TeamOrUser, Built, "snapshots; other templates not yet";
     GET "/templates" TeamOrUser, Built;
     PATCH "/v2/templates/{templateID}" TeamOrUser, Planned;
     GET "/v2/templates" TeamOrUser, Planned;
@@ -145,6 +152,11 @@ endpoints! {
     POST "/templates" UserWithTeam, Planned;
     POST "/templates/{templateID}" UserWithTeam, Planned;
     POST "/templates/{templateID}/builds/{buildID}" UserWithTeam, Planned;
+
+    // Beyond the contract.
+    POST "/atoll/sandboxes/{sandboxID}/fork" Team, Own, "as `/sandboxes/{sandboxID}/fork`, of a paused sandbox too";
+    POST "/atoll/sandboxes/{sandboxID}/rewind" Team, Own, "takes a sandbox back to one of its snapshots, in place";
+    GET "/atoll/sandboxes/{sandboxID}/lineage" Team, Own, "what a sandbox came from, its snapshots and forks, each with the bytes that only it uses";
 
     // Teams, keys, tokens.
     GET "/teams" User, Built, "each call makes a key for each team, as keys are not kept in the clear";

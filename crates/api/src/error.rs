@@ -64,12 +64,27 @@ impl ApiError {
 
     /// The sandbox is on its way out.
     pub(crate) fn being_killed(id: &SandboxId) -> Self {
-        Self::fixed(codes::CONFLICT, format!("Sandbox \"{id}\" is being killed"))
+        Self::fixed(codes::SANDBOX_ENDING, format!("Sandbox \"{id}\" is being killed"))
     }
 
     /// Which failure it is.
     pub(crate) fn code(&self) -> Code {
         self.error.code
+    }
+
+    /// The error for another part of this process.
+    pub(crate) fn into_error(self) -> Error {
+        self.error
+    }
+
+    /// What a client reads.
+    pub(crate) fn body(&self) -> rest::Error {
+        let code = self.code();
+        rest::Error {
+            code: code.status,
+            message: self.message(),
+            error_code: Some(code.wire.map_or_else(|| code.to_string(), str::to_owned)),
+        }
     }
 
     fn message(&self) -> String {
@@ -100,13 +115,7 @@ impl IntoResponse for ApiError {
         if status.is_server_error() && code != codes::NOT_IMPLEMENTED {
             tracing::error!(%code, message = %self.error.message, "a request failed");
         }
-        let error_code = code.wire.map_or_else(|| code.to_string(), str::to_owned);
-        let body = rest::Error {
-            code: status.as_u16(),
-            message: self.message(),
-            error_code: Some(error_code),
-        };
-        let mut response = (status, Json(body)).into_response();
+        let mut response = (status, Json(self.body())).into_response();
         if is_permanent(code) {
             response.headers_mut().insert(SHOULD_RETRY, HeaderValue::from_static("false"));
         }

@@ -123,9 +123,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
 }
 
 /// Refuses a negative number of seconds, as the schema does.
-pub(crate) fn seconds(field: &str, value: i32) -> ApiResult<i64> {
-    if value < 0 {
-        return Err(ApiError::validation(format!("{field} must be 0 or more, got {value}")));
-    }
-    Ok(i64::from(value))
+pub(crate) fn seconds(field: &str, value: i32) -> ApiResult<u32> {
+    u32::try_from(value)
+        .map_err(|_| ApiError::validation(format!("{field} must be 0 or more, got {value}")))
 }

@@ -5,15 +5,16 @@
 //!
 //! ```text
 //!  HTTP ── connection ── router ── auth ── handlers ──┬── Database    durable state
-//!                                                     ├── Catalogue   what runs
-//!          evictor, watcher, sampler, archivist ──────┴── Node        where it runs
+//!                                                     ├── Catalogue   what there is
+//!                   watcher, sampler, archivist ──────┴── Node        where it runs
 //! ```
 //!
 //! - `service`: start, serve, shut down. `connection`: one client's connection and its timeouts.
 //! - `router`: routes and what stands around them. `endpoints`: the table of the whole contract.
 //! - `auth`, `local`: who asks. `extract`: reading requests. `error`: answering failures.
-//! - `sandboxes`, `templates`, `teams`, `health`: the handlers. `unbuilt`: what is not there yet.
-//! - `evictor`, `watcher`, `sampler`, `archivist`: the background tasks.
+//! - `sandboxes`, `snapshots`, `templates`, `teams`, `health`: the handlers. `page`: listings in
+//!   pages. `unbuilt`: what is not there yet.
+//! - `watcher`, `sampler`, `archivist`: the background tasks. `wake`: traffic to what is paused.
 //! - `openapi`, `compatibility`: the documents made from the code.
 
 mod archivist;
@@ -24,19 +25,21 @@ mod control;
 mod cursor;
 mod endpoints;
 mod error;
-mod evictor;
 mod extract;
 mod health;
 mod local;
 mod openapi;
+mod page;
 mod router;
 mod sampler;
 mod sandboxes;
 mod service;
+mod snapshots;
 mod teams;
 mod templates;
 mod tokens;
 mod unbuilt;
+mod wake;
 mod watcher;
 
 pub use compatibility::{built_endpoints, compatibility_markdown};

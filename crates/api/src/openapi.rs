@@ -16,8 +16,10 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use crate::{
     control::Control,
     health,
-    sandboxes::{create, get, lifecycle, list, logs, metrics},
-    teams, templates,
+    sandboxes::{
+        create, deadline, fork, get, kill, lineage, list, logs, metrics, pause, resume, rewind,
+    },
+    snapshots, teams, templates,
 };
 
 #[derive(OpenApi)]
@@ -55,11 +57,20 @@ pub(crate) fn built_routes() -> OpenApiRouter<Arc<Control>> {
         .routes(routes!(logs::sandbox_logs))
         .routes(routes!(logs::sandbox_logs_v2))
         .routes(routes!(get::get_sandbox))
-        .routes(routes!(lifecycle::kill_sandbox))
-        .routes(routes!(lifecycle::set_timeout))
-        .routes(routes!(lifecycle::refresh_sandbox))
-        .routes(routes!(lifecycle::connect_sandbox))
-        .routes(routes!(lifecycle::connect_sandbox_v2))
+        .routes(routes!(kill::kill_sandbox))
+        .routes(routes!(deadline::set_timeout))
+        .routes(routes!(deadline::refresh_sandbox))
+        .routes(routes!(pause::pause_sandbox))
+        .routes(routes!(resume::connect_sandbox))
+        .routes(routes!(resume::connect_sandbox_v2))
+        .routes(routes!(resume::resume_sandbox))
+        .routes(routes!(fork::fork_sandbox))
+        .routes(routes!(fork::fork_any_sandbox))
+        .routes(routes!(rewind::rewind_sandbox))
+        .routes(routes!(lineage::sandbox_lineage))
+        .routes(routes!(snapshots::create_snapshot))
+        .routes(routes!(snapshots::list_snapshots))
+        .routes(routes!(templates::delete_template))
         .routes(routes!(templates::list_templates))
         .routes(routes!(templates::template_alias))
         .routes(routes!(teams::list_teams))

@@ -19,12 +19,8 @@ use tower_http::cors::{Any, CorsLayer};
 use utoipa::openapi::OpenApi;
 
 use crate::{
-    auth::authenticate,
-    control::Control,
-    endpoints::{ENDPOINTS, Support},
-    error::ApiError,
-    openapi::built_routes,
-    unbuilt::unbuilt,
+    auth::authenticate, control::Control, endpoints::ENDPOINTS, error::ApiError,
+    openapi::built_routes, unbuilt::unbuilt,
 };
 
 const ALLOWED_HEADERS: [&str; 18] = [
@@ -61,7 +57,7 @@ const EXPOSED_HEADERS: [&str; 6] = [
 /// request, and takes a request without one for a foreign one.
 pub(crate) fn router(control: Arc<Control>) -> Router {
     let (mut router, openapi) = built_routes().split_for_parts();
-    for endpoint in ENDPOINTS.iter().filter(|endpoint| endpoint.support != Support::Built) {
+    for endpoint in ENDPOINTS.iter().filter(|endpoint| !endpoint.is_served()) {
         router = router.route(endpoint.path, on(filter(endpoint.method), unbuilt));
     }
     router

@@ -1,8 +1,8 @@
 //! Records the resource use of running sandboxes (control-plane contract, section 9.1).
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use atoll_core::{Result, SandboxId, limits::METRICS_INTERVAL};
+use atoll_core::{Result, SandboxId, lifecycle::State, limits::METRICS_INTERVAL};
 use atoll_state::model::MetricRow;
 use atoll_wire::node::Sample;
 use jiff::Timestamp;
@@ -40,17 +40,21 @@ pub(crate) async fn run(control: Arc<Control>) {
 }
 
 async fn sample(control: &Control) -> Result<()> {
-    let ids = control.catalogue.ids().await?;
-    if ids.is_empty() {
-        return Ok(());
-    }
-    let mut rows = Vec::with_capacity(ids.len());
-    for (id, sample) in control.node.sample(&ids).await? {
-        // One that ended meanwhile is of no team any more.
-        if let Some(entry) = control.catalogue.get(&id).await? {
-            rows.push(row(entry.record.team, &id, &sample));
+    let mut teams = HashMap::new();
+    for id in control.catalogue.ids().await? {
+        if let Some(entry) = control.catalogue.get(&id).await?
+            && matches!(entry.sandbox.state, State::Running | State::Snapshotting)
+        {
+            teams.insert(id, entry.sandbox.record.team);
         }
     }
+    if teams.is_empty() {
+        return Ok(());
+    }
+    let ids: Vec<SandboxId> = teams.keys().cloned().collect();
+    let samples = control.node.sample(&ids).await?;
+    let row = |(id, sample): &(SandboxId, Sample)| Some(row(teams.get(id)?.clone(), id, sample));
+    let rows: Vec<MetricRow> = samples.iter().filter_map(row).collect();
     control.database.put_metrics(&rows).await
 }
 

@@ -3,18 +3,18 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use atoll_core::{
-    Error, Result,
+    Error, Result, SandboxId,
     error::codes,
     limits::{HANDLER_DEADLINE, READ_TIMEOUT},
 };
 use atoll_state::{Catalogue, Database};
-use atoll_wire::node::Node;
+use atoll_wire::node::{Node, NodeSandbox};
 use axum::Router;
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::{net::TcpListener, task::JoinHandle, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{archivist, connection, control::Control, evictor, router::router, sampler, watcher};
+use crate::{archivist, connection, control::Control, router::router, sampler, wake, watcher};
 
 /// How long requests under way, and then background work, may take to finish at shutdown.
 const GRACE: Duration = Duration::from_secs(2);
@@ -67,6 +67,7 @@ pub struct Service {
 pub struct Handle {
     address: SocketAddr,
     router: Router,
+    control: Arc<Control>,
 }
 
 impl Handle {
@@ -82,13 +83,28 @@ impl Handle {
     pub fn router(&self) -> Router {
         self.router.clone()
     }
+
+    /// Lets a paused sandbox run again because of traffic to it, and answers with it once it runs;
+    /// one that runs already is answered as it is. Whether the traffic may do so (auto-resume is on,
+    /// its credentials are right) is for the caller to have checked. However many call, it is
+    /// resumed once. A caller that goes away does not stop it.
+    ///
+    /// # Errors
+    /// - `codes::NOT_FOUND`: there is no such sandbox (any more).
+    /// - `codes::CONCURRENCY_LIMIT`: its team has as many running as it may.
+    /// - `codes::SANDBOX_BUSY`: it is still between two states.
+    /// - `codes::FORBIDDEN`: its team is banned or blocked.
+    /// - the node's, when it could not be resumed: it is paused as before.
+    pub async fn wake(&self, id: &SandboxId) -> Result<NodeSandbox> {
+        wake::wake(&self.control, id).await
+    }
 }
 
 impl Service {
-    /// Takes in what runs on the node, then serves.
+    /// Takes in what there is on the node, then serves.
     ///
     /// # Errors
-    /// - the node's or the catalogue's, when what runs cannot be taken in.
+    /// - the node's or the catalogue's, when that cannot be taken in.
     /// - `codes::BAD_OPTION`: the seed is empty, or the listener has no address.
     pub async fn start(
         options: Options,
@@ -116,7 +132,7 @@ impl Service {
             stopping: CancellationToken::new(),
         });
         let adopted = watcher::adopt(&control).await?;
-        control.tasks.spawn(evictor::run(control.clone()));
+        watcher::sweep(&control).await?;
         control.tasks.spawn(watcher::run(control.clone()));
         control.tasks.spawn(sampler::run(control.clone()));
         control.tasks.spawn(archivist::run(control.clone()));
@@ -126,7 +142,12 @@ impl Service {
         let accepting =
             tokio::spawn(accept(options.listener, router.clone(), control.clone(), abort.clone()));
         tracing::info!(%address, adopted, "the API is up");
-        Ok(Self { handle: Handle { address, router }, control, abort, accepting })
+        Ok(Self {
+            handle: Handle { address, router, control: control.clone() },
+            control,
+            abort,
+            accepting,
+        })
     }
 
     /// How others reach it.

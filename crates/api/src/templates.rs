@@ -1,5 +1,5 @@
-//! `GET /templates` and `GET /templates/aliases/{alias}` (control-plane contract, sections 10.9 and
-//! 10.10).
+//! `GET /templates`, `GET /templates/aliases/{alias}` and `DELETE /templates/{templateID}`
+//! (control-plane contract, sections 8, 10.9 and 10.10).
 
 use std::sync::Arc;
 
@@ -7,6 +7,7 @@ use atoll_core::{Error, error::codes, reference::Reference};
 use atoll_state::model::{self, Team};
 use atoll_wire::rest;
 use axum::{Json, extract::State};
+use http::StatusCode;
 use serde::Deserialize;
 
 use crate::{
@@ -14,6 +15,8 @@ use crate::{
     control::Control,
     error::{ApiError, ApiResult},
     extract::{Query, Segment},
+    sandboxes::create::template_error,
+    snapshots,
 };
 
 /// The query of `GET /templates`.
@@ -116,10 +119,42 @@ pub(crate) async fn template_alias(
             404 => ApiError::as_fixed(error),
             _ => error.into(),
         })?;
-    let templates = control.database.templates(&team).await?;
-    let public = templates
-        .iter()
-        .find(|template| template.id == resolved.template)
-        .is_none_or(|template| template.public);
+    let public = control.database.find_template(&reference, &team).await?.is_public;
     Ok(Json(rest::TemplateAlias { template_id: resolved.template.to_string(), public }))
+}
+
+/// Deletes a snapshot, whatever the tag, with all that was taken under its name. Sandboxes of the
+/// team that were made of it stand in the way.
+#[utoipa::path(delete, path = "/templates/{templateID}", tag = "templates",
+    params(("templateID" = String, Path, description = "`[namespace/]alias-or-id[:tag]`, percent-encoded")),
+    responses(
+        (status = 204, description = "It is gone"), (status = 400, body = rest::Error),
+        (status = 401, body = rest::Error), (status = 403, body = rest::Error),
+        (status = 404, body = rest::Error), (status = 500, body = rest::Error),
+    ),
+    security(("ApiKeyAuth" = []), ("AdminApiKeyAuth" = [], "AdminTeamAuth" = []), ("AccessTokenAuth" = [])))]
+pub(crate) async fn delete_template(
+    State(control): State<Arc<Control>>,
+    principal: Principal,
+    Segment(template): Segment,
+) -> ApiResult<StatusCode> {
+    let team = team_of(&principal, None)?;
+    let reference = Reference::parse(&template).map_err(|error| {
+        ApiError::fixed(codes::INVALID_REQUEST, format!("Invalid template reference: {error}"))
+    })?;
+    let named = control.database.find_template(&reference, team).await.map_err(template_error)?;
+    if !named.is_own {
+        return Err(ApiError::fixed(
+            codes::FORBIDDEN,
+            format!("you don't have access to template '{}'", reference.name),
+        ));
+    }
+    if !named.is_snapshot {
+        return Err(ApiError::new(
+            codes::NOT_IMPLEMENTED,
+            "Of templates, this release deletes snapshots only.",
+        ));
+    }
+    snapshots::delete(&control, team, named.template).await?;
+    Ok(StatusCode::NO_CONTENT)
 }

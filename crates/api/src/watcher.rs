@@ -1,46 +1,56 @@
-//! Keeps the catalogue true to the node: takes in what ran before this process started, and takes
-//! out what ended by itself.
+//! Keeps the catalogue true to the node: takes in what there was before this process started, and
+//! follows each change.
 //!
-//! The node tells of each end. In between, what both say is compared, so that an end whose news was
-//! lost (the node restarted) is noticed all the same.
+//! The node tells of each. Now and then what both say is compared, so that a change whose news was
+//! lost (the node forgot it) is noticed all the same.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use atoll_core::{Result, lifecycle::State};
-use atoll_state::catalogue::{Entry, Phase};
+use atoll_core::Result;
+use atoll_wire::node::Change;
+use tokio::time::Instant;
 
 use crate::control::Control;
 
 /// Pause after the node could not be asked.
 const BACKOFF: Duration = Duration::from_secs(1);
 
-/// Takes in every sandbox that runs on the node. Those whose time was up meanwhile expire at once.
+/// Longest time without a comparison while there is news all the time; without news it is about 20
+/// seconds.
+const COMPARE: Duration = Duration::from_secs(60);
+
+/// Takes in every sandbox of the node, paused ones included.
 pub(crate) async fn adopt(control: &Control) -> Result<usize> {
-    let mut running = control.node.list().await?;
-    running.retain(|sandbox| matches!(sandbox.state, State::Running | State::Snapshotting));
-    let count = running.len();
-    for sandbox in running {
-        let entry = Entry {
-            record: sandbox.record,
-            envd_version: sandbox.envd_version,
-            phase: Phase::Running,
-            node: control.node_id.clone(),
-        };
-        control.catalogue.adopt(entry).await?;
+    let sandboxes = control.node.list().await?;
+    let count = sandboxes.len();
+    for sandbox in sandboxes {
+        control.learn(sandbox).await?;
     }
     Ok(count)
+}
+
+/// Deletes the builds of snapshots that the database does not know: those that were being taken, or
+/// deleted, when an earlier process was killed, and what forks were made from. To be called before
+/// there are requests.
+pub(crate) async fn sweep(control: &Control) -> Result<()> {
+    let known: HashSet<String> =
+        control.database.snapshot_builds().await?.iter().map(ToString::to_string).collect();
+    let mut builds = control.node.snapshots().await?;
+    builds.retain(|build| !known.contains(build));
+    control.delete_builds(&builds).await;
+    Ok(())
 }
 
 /// Runs until the service stops.
 pub(crate) async fn run(control: Arc<Control>) {
     let stopping = control.stopping.clone();
     let work = async {
-        let mut cursor = 0;
+        let (mut cursor, mut compared) = (0, Instant::now());
         loop {
-            match follow(&control, cursor).await {
+            match follow(&control, cursor, &mut compared).await {
                 Ok(next) => cursor = next,
                 Err(error) => {
-                    tracing::warn!(%error, "the node does not say which sandboxes ended");
+                    tracing::warn!(%error, "the node does not say what becomes of its sandboxes");
                     tokio::time::sleep(BACKOFF).await;
                 }
             }
@@ -50,27 +60,38 @@ pub(crate) async fn run(control: Arc<Control>) {
 }
 
 /// Waits for news, or for about 20 seconds, and acts on it.
-async fn follow(control: &Control, cursor: u64) -> Result<u64> {
-    let (next, ended) = control.node.ended(cursor).await?;
-    if ended.is_empty() {
+async fn follow(control: &Control, cursor: u64, compared: &mut Instant) -> Result<u64> {
+    let (next, changes) = control.node.changes(cursor).await?;
+    if changes.is_empty() || compared.elapsed() > COMPARE {
         compare(control).await?;
+        *compared = Instant::now();
     }
-    for end in ended {
-        control.catalogue.remove(&end.id).await?;
-        tracing::info!(sandbox = %end.id, reason = ?end.reason, "ended");
+    for change in changes {
+        match change {
+            Change::Now(sandbox) => drop(control.learn(sandbox).await?),
+            Change::Ended { id, reason } => {
+                control.catalogue.remove(&id).await?;
+                tracing::info!(sandbox = %id, ?reason, "ended");
+            }
+        }
     }
     Ok(next)
 }
 
-/// Forgets sandboxes that the node does not have. The catalogue is asked first: what it has by then,
-/// the node had before, so what the node lacks afterwards has ended.
+/// Takes in what the node has, and forgets what it has not.
 async fn compare(control: &Control) -> Result<()> {
     let known = control.catalogue.ids().await?;
-    let running: HashSet<_> =
-        control.node.list().await?.into_iter().map(|sandbox| sandbox.record.id).collect();
-    for id in known.iter().filter(|id| !running.contains(id)) {
-        control.catalogue.remove(id).await?;
-        tracing::warn!(sandbox = %id, "gone from the node unannounced");
+    let mut there = HashSet::new();
+    for sandbox in control.node.list().await? {
+        there.insert(sandbox.record.id.clone());
+        control.learn(sandbox).await?;
+    }
+    for id in known.iter().filter(|id| !there.contains(id)) {
+        // Asked by name: it may be one that was not to be listed yet.
+        if control.node.get(id).await?.is_none() {
+            control.catalogue.remove(id).await?;
+            tracing::warn!(sandbox = %id, "gone from the node unannounced");
+        }
     }
     Ok(())
 }

@@ -12,7 +12,6 @@ mod client;
 mod doctor;
 mod explain;
 mod helpers;
-mod logs;
 mod sandbox;
 mod terminal;
 mod up;
@@ -32,12 +31,16 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Run the whole cloud on this machine.
+    ///
+    /// Sandboxes do not die with Atoll: when it was killed, or crashed, the next start on the same data
+    /// directory takes them up again, which is also how to upgrade. Ctrl-C ends those that run, and
+    /// leaves paused ones as they are; memory that was kept frozen, not on disk, is lost then.
     Up(up::Arguments),
     /// Check what this host offers and what Atoll needs.
     Doctor(doctor::Arguments),
     /// Print the page of an error code, such as ATL-1001.
     Explain(explain::Arguments),
-    /// Create, list and use sandboxes.
+    /// Create, list and use sandboxes; pause, copy and resume them.
     #[command(subcommand)]
     Sandbox(sandbox::Command),
     /// Measure this deployment.

@@ -26,6 +26,11 @@ pub(crate) fn say(text: &str) {
     let _ = writeln!(std::io::stdout(), "{text}");
 }
 
+/// What is for people only, not for a program that reads standard output.
+pub(crate) fn note(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
 /// A failure, on standard error.
 pub(crate) fn fail(text: &str) {
     let _ = writeln!(std::io::stderr(), "atoll: {text}");

@@ -146,6 +146,12 @@ pub mod codes {
         2016 MEMORY_OVERRIDE_DISABLED 400 Some("sandbox_memory_override_disabled"),
             "whether memory is resumed cannot be chosen on connect",
             "Leave the field `memory` out.";
+        2017 SANDBOX_PAUSED 409 None, "the sandbox is paused",
+            "Resume it first: connect does.";
+        2018 SANDBOX_BUSY 409 None, "the sandbox is between two states",
+            "Try again in a moment.";
+        2019 SANDBOX_ENDING 409 None, "the sandbox is being killed",
+            "Create a new one.";
 
         // Sandboxes and nodes.
         3001 INTERNAL 500 Some("internal_server_error"), "something failed inside Atoll",
@@ -166,6 +172,8 @@ pub mod codes {
             "Retry; if it stays so, look at the load of the host.";
         3009 HANDLER_TIMEOUT 504 None, "the control plane did not answer in time",
             "Retry; if it stays so, look at the load of the host.";
+        3010 CHECKPOINT_FAILED 500 None, "the memory of a sandbox could not be saved or restored",
+            "The message has CRIU's word; pausing with `memory: false` keeps the files.";
 
         // Network.
         4001 SLOT_FAILED 500 None, "a network slot could not be made",

@@ -9,17 +9,23 @@
 //!              └───────── Resuming(kept) ◀────┘      any ─▶ Ending ─▶ (nothing)
 //! ```
 //!
+//! A rewind goes from Running straight to Paused, with a snapshot as what is saved, and resumes.
+//!
 //! [`Lifecycle`] says what to do next, one [`Step`] at a time; who owns the sandbox performs the step
 //! on the host and says how it went. Every change of state is a step too, [`Step::Record`]: it is in
 //! the journal before its effect. So there is one way to deal with a crash, a failed step and a
 //! sandbox that died by itself: look at what is there, and let [`recover`] say how to go on from the
 //! state recorded last.
 //!
-//! What must always hold, and is tested with random histories (`tests/lifecycle.rs`):
+//! What must always hold, and is tested with random histories (`tests/lifecycle`):
 //! - a sandbox can be killed in any state, and nothing is left of it then;
 //! - at most one run of it exists, and nothing is lost between two of them;
 //! - what was answered holds after a crash at any moment;
-//! - a resume or a pause that fails leaves what was there before.
+//! - a resume or a pause that fails leaves what was there before, and so does a rewind, until it is
+//!   recorded;
+//! - a copy that was answered has all that was true at one moment.
+//!
+//! Debug builds check at each turn that what is planned respects the journal (`fits` and `leads`).
 
 use std::collections::VecDeque;
 
@@ -65,7 +71,12 @@ pub enum Request {
     /// Run again.
     Resume,
     /// Take a copy, for a snapshot or for forks.
-    Snapshot,
+    Snapshot {
+        /// Of a paused sandbox too.
+        of_paused: bool,
+    },
+    /// Run again from a snapshot, of which this is kept.
+    Rewind(Kept),
     /// Go away.
     Kill,
 }
@@ -112,8 +123,10 @@ pub enum Step {
     /// Save a copy of the frozen run's disk, and with it what [`Step::Dump`] wrote: from here on it
     /// is complete.
     Seal,
-    /// Copy the frozen run to where snapshots are.
+    /// Copy the frozen run, or what is saved, to where snapshots are.
     Copy,
+    /// Copy a snapshot to where the sandbox's own is saved.
+    Fetch,
     /// Remove the run: its processes first, then its slot, cgroup and disk.
     EndRun,
     /// Remove what is saved, complete or not.
@@ -143,6 +156,7 @@ impl Step {
             Self::Dump => "dump",
             Self::Seal => "seal",
             Self::Copy => "copy",
+            Self::Fetch => "fetch",
             Self::EndRun => "end-run",
             Self::DropSaved => "drop-saved",
             Self::Forget => "forget",
@@ -216,7 +230,9 @@ impl Lifecycle {
 
     fn with(state: State, steps: Vec<Step>) -> Self {
         let steps = steps.into();
-        Self { state, performing: None, ending: is_end(state, &steps), steps }
+        let lifecycle = Self { state, performing: None, ending: is_end(state, &steps), steps };
+        lifecycle.assert_sound();
+        lifecycle
     }
 
     /// The state recorded last.
@@ -237,6 +253,7 @@ impl Lifecycle {
         if verdict == Verdict::Begin {
             self.steps = plan(self.state, request).into();
             self.ending = request == Request::Kill;
+            self.assert_sound();
         }
         verdict
     }
@@ -260,9 +277,15 @@ impl Lifecycle {
             (Request::Resume, Resuming(_)) => Verdict::Join,
             (Request::Resume, _) => Verdict::Wait,
 
-            (Request::Snapshot, Running) if settled => Verdict::Begin,
-            (Request::Snapshot, Running | Starting) => Verdict::Wait,
-            (Request::Snapshot, _) => Verdict::Refuse(self.state),
+            (Request::Snapshot { .. }, Running) if settled => Verdict::Begin,
+            (Request::Snapshot { .. }, Running | Starting) => Verdict::Wait,
+            (Request::Snapshot { of_paused: true }, Paused(_)) if settled => Verdict::Begin,
+            (Request::Snapshot { of_paused: true }, Paused(_)) => Verdict::Wait,
+            (Request::Snapshot { .. }, _) => Verdict::Refuse(self.state),
+
+            (Request::Rewind(_), Running) if settled => Verdict::Begin,
+            (Request::Rewind(_), Running | Starting | Snapshotting) => Verdict::Wait,
+            (Request::Rewind(_), _) => Verdict::Refuse(self.state),
         }
     }
 
@@ -279,6 +302,7 @@ impl Lifecycle {
         if let Some(Step::Record(state)) = self.performing.take() {
             self.state = state;
         }
+        self.assert_sound();
     }
 
     /// The step in hand has failed; or, with none in hand, the processes have died by themselves.
@@ -294,6 +318,77 @@ impl Lifecycle {
                 self.ending = is_end(self.state, &self.steps);
             }
         }
+        self.assert_sound();
+    }
+
+    /// In debug builds, checks that all that is under way respects the journal and comes to rest.
+    fn assert_sound(&self) {
+        // The bug that is planted is for the tests' simulation to find.
+        debug_assert!(cfg!(feature = "planted-bug") || self.is_sound(), "unsound: {self:?}");
+    }
+
+    fn is_sound(&self) -> bool {
+        let mut state = self.state;
+        let mut ends = state == State::Ending;
+        for step in self.performing.iter().chain(&self.steps) {
+            if !fits(*step, state) {
+                return false;
+            }
+            if let Step::Record(next) = *step {
+                state = next;
+                ends |= next == State::Ending;
+            }
+        }
+        let rests = matches!(state, State::Running | State::Paused(_) | State::Ending);
+        rests && self.ending == ends
+    }
+}
+
+/// Whether a step may be performed while the journal holds this state.
+fn fits(step: Step, state: State) -> bool {
+    use State::{Ending, Paused, Pausing, Resuming, Running, Snapshotting, Starting};
+    match step {
+        Step::Record(next) => leads(state, next),
+        Step::Start(Origin::Template) => state == Starting,
+        Step::Start(Origin::Disk) => state == Resuming(Kept::Disk),
+        Step::Start(Origin::Checkpoint) => state == Resuming(Kept::Checkpoint),
+        Step::Freeze => matches!(state, Snapshotting | Pausing(_) | Paused(Kept::Frozen)),
+        Step::Thaw => {
+            matches!(state, Running | Snapshotting | Pausing(_) | Resuming(Kept::Frozen))
+        }
+        Step::Dump => state == Pausing(Kept::Checkpoint),
+        // Also of processes that died frozen.
+        Step::Seal => {
+            matches!(state, Pausing(_) | Paused(Kept::Frozen) | Resuming(Kept::Frozen))
+        }
+        Step::Copy => matches!(state, Snapshotting | Paused(_)),
+        Step::Fetch => state == Running,
+        // Never what a sandbox that is not to end lives on in.
+        Step::EndRun => {
+            let saved = |kept| kept != Kept::Frozen;
+            state == Ending || matches!(state, Paused(kept) | Resuming(kept) if saved(kept))
+        }
+        Step::DropSaved => matches!(state, Running | Pausing(_) | Ending),
+        Step::Forget => state == Ending,
+        Step::Answer => matches!(state, Running | Paused(_) | Ending),
+    }
+}
+
+/// Whether one state may follow another in the journal.
+fn leads(from: State, to: State) -> bool {
+    use State::{Ending, Paused, Pausing, Resuming, Running, Snapshotting, Starting};
+    match (from, to) {
+        (_, Ending) => from != Ending,
+        (Starting, Starting | Running) => true,
+        (Running, Snapshotting | Pausing(_)) => true,
+        // A rewind.
+        (Running, Paused(kept)) => kept != Kept::Frozen,
+        (Snapshotting | Pausing(_) | Resuming(_), Running) => true,
+        (Pausing(_), Paused(_)) => true,
+        (Paused(kept), Resuming(same)) | (Resuming(kept), Paused(same)) if kept == same => true,
+        // The processes died frozen.
+        (Paused(Kept::Frozen) | Resuming(Kept::Frozen), Paused(Kept::Disk)) => true,
+        _ => false,
     }
 }
 
@@ -303,7 +398,7 @@ fn is_end(state: State, steps: &VecDeque<Step>) -> bool {
 
 /// The steps of a request that begins.
 fn plan(from: State, request: Request) -> Vec<Step> {
-    use Step::{Answer, Copy, DropSaved, Dump, EndRun, Freeze, Record, Seal, Start, Thaw};
+    use Step::{Answer, Copy, DropSaved, Dump, EndRun, Fetch, Freeze, Record, Seal, Start, Thaw};
     let resuming = |kept| Record(State::Resuming(kept));
     let running = Record(State::Running);
     match (request, from) {
@@ -329,8 +424,15 @@ fn plan(from: State, request: Request) -> Vec<Step> {
         }
         // No other state begins one.
         (Request::Resume, _) => vec![],
-        (Request::Snapshot, _) => {
+        (Request::Snapshot { .. }, State::Paused(_)) => vec![Copy, Answer],
+        (Request::Snapshot { .. }, _) => {
             vec![Record(State::Snapshotting), Freeze, Copy, Thaw, running, Answer]
+        }
+        // From the record on it is paused as the snapshot has it, and goes on from there.
+        (Request::Rewind(kept), _) => {
+            let paused = [Fetch, Record(State::Paused(kept)), EndRun];
+            let rest = [resuming(kept), Start(origin(kept)), running, Answer, DropSaved];
+            [&paused[..], &rest].concat()
         }
         (Request::Kill, _) => end(true),
     }
@@ -362,10 +464,8 @@ pub fn recover(state: State, seen: Seen) -> Vec<Step> {
         State::Starting => end(true),
         State::Ending => end(false),
         State::Running | State::Snapshotting if !alive => end(true),
-        State::Running => {
-            let saved = (seen.saved != Saved::None).then_some(DropSaved);
-            thaw.into_iter().chain(saved).collect()
-        }
+        // Always: half of what was saved would pass for part of what is saved next.
+        State::Running => thaw.into_iter().chain([DropSaved]).collect(),
         State::Snapshotting => thaw.into_iter().chain([running]).collect(),
         State::Pausing(_) if alive => {
             [DropSaved].into_iter().chain(thaw).chain([running]).collect()

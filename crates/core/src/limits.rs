@@ -19,6 +19,10 @@ pub const DEFAULT_TIMEOUT_V2: Duration = Duration::from_secs(300);
 pub const MIN_REFRESH: Duration = Duration::from_secs(15);
 /// Longest `/refreshes`.
 pub const MAX_REFRESH: Duration = Duration::from_secs(3600);
+/// Shortest lifetime of a sandbox that traffic has woken.
+pub const MIN_WAKE: Duration = Duration::from_secs(300);
+/// Most forks in one request.
+pub const MOST_FORKS: u32 = 100;
 /// Idle connections through the proxies live longer than any SDK keepalive (contract 15.4).
 pub const PROXY_IDLE: Duration = Duration::from_secs(620);
 /// Most bytes of a sandbox's metadata, and of its variables, names included. Ours: the contract has

@@ -5,11 +5,7 @@ use std::{
     fs,
     io::{self, Read},
     net::{Ipv4Addr, TcpListener},
-    os::{
-        fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd},
-        unix::fs::{OpenOptionsExt, PermissionsExt},
-    },
-    path::Path,
+    os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd},
 };
 
 use atoll_wire::guest::BootConfig;
@@ -30,9 +26,6 @@ const MAX_CONFIG: u64 = 64 << 10;
 
 /// Envd's saved group id: nobody's, and not the one it runs with.
 const SAVED_GID: u32 = 65_534;
-
-/// Where programs in the sandbox find out what they run in.
-const IDENTITY: &str = "/run/e2b";
 
 /// Takes the listening socket that the launcher passed, if there is one.
 #[allow(unsafe_code)]
@@ -105,27 +98,6 @@ pub(crate) fn raise_open_files() -> Option<Rlimit> {
     let given = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: given.maximum, maximum: given.maximum };
     setrlimit(Resource::Nofile, raised).is_ok().then_some(given)
-}
-
-/// Writes who this sandbox is. Best effort: the variables say the same.
-pub(crate) fn write_identity(boot: &BootConfig) {
-    if boot.sandbox_id.is_empty() {
-        return;
-    }
-    let directory = Path::new(IDENTITY);
-    let files = [
-        (".E2B_SANDBOX", "true"),
-        (".E2B_SANDBOX_ID", &boot.sandbox_id),
-        (".E2B_TEMPLATE_ID", &boot.template_id),
-    ];
-    let _ = fs::create_dir_all(directory);
-    let _ = fs::set_permissions(directory, fs::Permissions::from_mode(0o755));
-    for (name, content) in files {
-        let path = directory.join(name);
-        let _ = fs::remove_file(&path);
-        let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o444).open(&path);
-        let _ = file.and_then(|mut file| io::Write::write_all(&mut file, content.as_bytes()));
-    }
 }
 
 /// Takes the pipe for envd's log, which the launcher passes to process 1 as standard output, and

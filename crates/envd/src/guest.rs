@@ -11,7 +11,7 @@ use std::{
     },
 };
 
-use atoll_wire::guest::{BootConfig, InitRequest};
+use atoll_wire::guest::{BootConfig, GuestLimits, InitRequest};
 use subtle::ConstantTimeEq;
 
 /// User for requests that name none, until `/init` chooses another.
@@ -19,9 +19,6 @@ const FALLBACK_USER: &str = "root";
 
 /// State shared by all handlers.
 pub struct Guest {
-    control_secret: String,
-    /// Variables that describe the sandbox; users cannot change them.
-    own_vars: BTreeMap<String, String>,
     settings: Mutex<Settings>,
     /// Set between `/freeze` and `/unfreeze` or `/init`.
     frozen: AtomicBool,
@@ -30,6 +27,8 @@ pub struct Guest {
 /// What `/init` may change.
 #[derive(Clone, Default)]
 struct Settings {
+    /// Who the sandbox is and what it may use: as at boot, until it comes from a checkpoint.
+    boot: BootConfig,
     access_token: Option<String>,
     default_user: Option<String>,
     default_workdir: Option<String>,
@@ -41,19 +40,8 @@ struct Settings {
 impl Guest {
     /// The state of a sandbox that no `/init` has reached yet.
     pub fn new(boot: BootConfig) -> Arc<Self> {
-        let mut own_vars = BTreeMap::from([("E2B_SANDBOX".to_owned(), "true".to_owned())]);
-        let named = [("E2B_SANDBOX_ID", boot.sandbox_id), ("E2B_TEMPLATE_ID", boot.template_id)];
-        for (name, value) in named {
-            if !value.is_empty() {
-                own_vars.insert(name.to_owned(), value);
-            }
-        }
-        Arc::new(Self {
-            control_secret: boot.control_secret,
-            own_vars,
-            settings: Mutex::default(),
-            frozen: AtomicBool::new(false),
-        })
+        let settings = Settings { boot, ..Settings::default() };
+        Arc::new(Self { settings: Mutex::new(settings), frozen: AtomicBool::new(false) })
     }
 
     /// The token that clients must send, if one is set.
@@ -72,13 +60,25 @@ impl Guest {
 
     /// Whether the node gave this sandbox a control secret.
     pub fn has_control_secret(&self) -> bool {
-        !self.control_secret.is_empty()
+        !self.settings().boot.control_secret.is_empty()
     }
 
     /// Whether `offered` opens the control routes: always, without a control secret.
     pub fn accepts_control(&self, offered: Option<&[u8]>) -> bool {
-        !self.has_control_secret()
-            || offered.is_some_and(|offered| same(self.control_secret.as_bytes(), offered))
+        let settings = self.settings();
+        let secret = &settings.boot.control_secret;
+        secret.is_empty() || offered.is_some_and(|offered| same(secret.as_bytes(), offered))
+    }
+
+    /// What the sandbox may use, where that is less than the machine it sees.
+    pub fn limits(&self) -> Option<GuestLimits> {
+        self.settings().boot.limits
+    }
+
+    /// Who the sandbox is: its id and that of its template, empty where nobody has said so.
+    pub fn identity(&self) -> (String, String) {
+        let settings = self.settings();
+        (settings.boot.sandbox_id.clone(), settings.boot.template_id.clone())
     }
 
     /// Name of the user for requests that name none.
@@ -94,22 +94,46 @@ impl Guest {
     /// The variables every command gets: the user's, then those that describe the sandbox
     /// (`E2B_SANDBOX`, `E2B_SANDBOX_ID`, `E2B_TEMPLATE_ID`), which users cannot override.
     pub fn env_vars(&self) -> BTreeMap<String, String> {
-        let mut vars = self.settings().user_vars.clone();
-        vars.extend(self.own_vars.iter().map(|(name, value)| (name.clone(), value.clone())));
+        let settings = self.settings();
+        let mut vars = settings.user_vars.clone();
+        vars.insert("E2B_SANDBOX".to_owned(), "true".to_owned());
+        let BootConfig { sandbox_id, template_id, .. } = &settings.boot;
+        for (name, value) in [("E2B_SANDBOX_ID", sandbox_id), ("E2B_TEMPLATE_ID", template_id)] {
+            if !value.is_empty() {
+                vars.insert(name.to_owned(), value.clone());
+            }
+        }
         vars
     }
 
-    /// Whether an `/init` stamped `timestamp` is older than, or the same as, one already applied.
-    pub fn is_stale(&self, timestamp: (i64, i32)) -> bool {
-        self.settings().initialized_at.is_some_and(|applied| timestamp <= applied)
+    /// Whether `request` is older than, or the same as, one already applied. One that brings another
+    /// control secret is not: nobody but the node can have that secret, and its clock may have been
+    /// set back since the checkpoint.
+    pub fn is_stale(&self, request: &InitRequest, timestamp: (i64, i32)) -> bool {
+        let settings = self.settings();
+        let rotates = request.control_secret.as_ref().is_some_and(|new| {
+            !new.is_empty() && !same(new.as_bytes(), settings.boot.control_secret.as_bytes())
+        });
+        !rotates && settings.initialized_at.is_some_and(|applied| timestamp <= applied)
     }
 
     /// Applies the settings of an authorised `/init`, all at once.
     ///
-    /// Absent variables stay as they are, an absent token clears the token, and empty defaults are
-    /// ignored.
+    /// Absent variables stay as they are, an absent token clears the token, and empty defaults, ids
+    /// and secrets are ignored.
     pub fn apply(&self, request: InitRequest, timestamp: Option<(i64, i32)>) {
         let mut settings = self.settings();
+        let boot = &mut settings.boot;
+        for (old, new) in [
+            (&mut boot.sandbox_id, request.sandbox_id),
+            (&mut boot.template_id, request.template_id),
+            (&mut boot.control_secret, request.control_secret),
+        ] {
+            if let Some(new) = new.filter(|new| !new.is_empty()) {
+                *old = new;
+            }
+        }
+        boot.limits = request.limits.or(boot.limits);
         settings.access_token = request.access_token.filter(|token| !token.is_empty());
         if let Some(vars) = request.env_vars {
             settings.user_vars = vars;
@@ -207,6 +231,42 @@ mod tests {
         assert!(!guest.accepts_control(None));
         assert!(!guest.accepts_control(Some(b"")));
         assert!(guest.accepts_control(Some(b"control")));
+    }
+
+    #[test]
+    fn a_new_control_secret_voids_the_old_one_whatever_the_clock_says() {
+        let guest = Guest::new(boot());
+        guest.apply(InitRequest::default(), Some((100, 0)));
+        let rotation = |secret: &str| InitRequest {
+            control_secret: Some(secret.to_owned()),
+            ..InitRequest::default()
+        };
+        // The present secret, or none, does not make an old request news.
+        for secret in ["control", ""] {
+            assert!(guest.is_stale(&rotation(secret), (99, 0)), "{secret}");
+        }
+        assert!(!guest.is_stale(&rotation("new"), (99, 0)));
+        guest.apply(rotation("new"), Some((99, 0)));
+        assert!(guest.accepts_control(Some(b"new")) && !guest.accepts_control(Some(b"control")));
+        guest.apply(rotation(""), Some((101, 0)));
+        assert!(guest.accepts_control(Some(b"new")) && !guest.accepts_control(None));
+    }
+
+    #[test]
+    fn a_fork_is_told_who_it_is_and_what_it_may_use() {
+        let guest = Guest::new(boot());
+        let limits = Some(GuestLimits { vcpu: 2, memory: 1 << 30 });
+        let request = InitRequest {
+            sandbox_id: Some("ifork".into()),
+            template_id: Some("other".into()),
+            limits,
+            ..InitRequest::default()
+        };
+        guest.apply(request, None);
+        guest.apply(InitRequest::default(), None);
+        let seen = guest.env_vars();
+        assert_eq!((&*seen["E2B_SANDBOX_ID"], &*seen["E2B_TEMPLATE_ID"]), ("ifork", "other"));
+        assert_eq!(guest.limits(), limits);
     }
 
     // Rules: INIT-11

@@ -7,6 +7,9 @@
 //! await in it, so it happens wholly or not at all, and doing it twice is doing it once. For the
 //! same reason none ever finds another under way.
 //!
+//! A sandbox that comes from a checkpoint may be another one than then, and is told so: its ids, its
+//! limits, and another control secret.
+//!
 //! Two things that `/init` does in a virtual machine have no place here:
 //!
 //! - *The clock* is the kernel's, and the kernel is the node's: it is right after a resume too. An
@@ -23,7 +26,7 @@ use atoll_wire::guest::{InitRequest, VolumeMount};
 use buffa_types::google::protobuf::Timestamp;
 use http::StatusCode;
 
-use crate::{guest::Guest, mounts, trust::TrustStore};
+use crate::{guest::Guest, identity, mounts, trust::TrustStore};
 
 /// Why a request was not applied: a status and a sentence.
 pub type Refusal = (StatusCode, String);
@@ -37,7 +40,7 @@ pub fn apply(guest: &Guest, trust: &Mutex<TrustStore>, body: &[u8]) -> Result<()
     let request = parse(body)?;
     let timestamp = request.timestamp.as_deref().map(parse_timestamp).transpose()?;
     check_token(guest, &request)?;
-    if !timestamp.is_some_and(|timestamp| guest.is_stale(timestamp)) {
+    if !timestamp.is_some_and(|timestamp| guest.is_stale(&request, timestamp)) {
         check_volumes(request.volume_mounts.as_deref().unwrap_or_default())?;
         if let Some(pem) = &request.ca_bundle {
             let trust = trust.lock().unwrap_or_else(PoisonError::into_inner);
@@ -45,7 +48,12 @@ pub fn apply(guest: &Guest, trust: &Mutex<TrustStore>, body: &[u8]) -> Result<()
                 .install(pem)
                 .map_err(|error| bad_request(format!("error installing caBundle: {error}")))?;
         }
+        let before = guest.identity();
         guest.apply(request, timestamp);
+        let now = guest.identity();
+        if now != before {
+            identity::write(&now.0, &now.1);
+        }
     }
     guest.set_frozen(false);
     Ok(())

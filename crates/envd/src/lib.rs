@@ -10,7 +10,7 @@
 //! | [`server`], [`connection`], [`drain`] | listens, routes, answers the small routes |
 //! | [`auth`], [`cors`] | access token, choice of user; web pages |
 //! | [`rpc`], [`budget`], [`legacy`] | what all RPCs share: limits, timeouts, very old clients |
-//! | [`control`], [`init`], [`mounts`] | what only the node may call; `init` uses [`trust`] |
+//! | [`control`], [`init`], [`mounts`] | what only the node may call; `init` uses [`trust`], [`identity`] |
 //! | [`metrics`] | the route of the same name |
 //! | [`reaper`], [`process`] | children: spawning, reaping, output, input, the Process service |
 //! | [`users`], [`paths`] | `/etc/passwd`, and what a path means to a user |
@@ -28,6 +28,7 @@ pub mod drain;
 pub mod files;
 pub mod filesystem;
 pub mod guest;
+pub mod identity;
 pub mod init;
 pub mod legacy;
 pub mod log;

@@ -12,7 +12,7 @@ use std::{
 };
 
 use atoll_envd::{
-    VERSION, log,
+    VERSION, identity, log,
     process::spawner,
     server::{Options, serve},
 };
@@ -49,7 +49,7 @@ fn run(port: u16) -> io::Result<()> {
         None => boot::bind(port)?,
     };
     let open_files = boot::raise_open_files();
-    boot::write_identity(&boot);
+    identity::write(&boot.sandbox_id, &boot.template_id);
     if std::process::id() == 1 {
         if let Some(pipe) = boot::log_pipe() {
             log::open(pipe);

@@ -20,17 +20,17 @@ use axum::{
 };
 use http::{StatusCode, header};
 
-use crate::auth::rest_error;
+use crate::{auth::rest_error, guest::Guest};
 
 struct Meter {
-    limits: Option<GuestLimits>,
+    guest: Arc<Guest>,
     last: Mutex<CpuSample>,
 }
 
 /// The metrics route. Processor use is counted from here on.
-pub fn router(limits: Option<GuestLimits>) -> Router {
-    let last = Mutex::new(CpuSample::take(limits));
-    Router::new().route("/metrics", get(metrics)).with_state(Arc::new(Meter { limits, last }))
+pub fn router(guest: Arc<Guest>) -> Router {
+    let last = Mutex::new(CpuSample::take(guest.limits()));
+    Router::new().route("/metrics", get(metrics)).with_state(Arc::new(Meter { guest, last }))
 }
 
 async fn metrics(State(meter): State<Arc<Meter>>) -> Response {
@@ -45,20 +45,21 @@ async fn metrics(State(meter): State<Arc<Meter>>) -> Response {
 
 impl Meter {
     fn measure(&self) -> io::Result<GuestMetrics> {
-        let memory = match self.limits {
+        let limits = self.guest.limits();
+        let memory = match limits {
             Some(limits) => {
                 Memory { total: limits.memory, used: Processes::sum().memory, cache: 0 }
             }
             None => Memory::of_system()?,
         };
         let disk = rustix::fs::statvfs("/")?;
-        let cpu = CpuSample::take(self.limits);
+        let cpu = CpuSample::take(limits);
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let previous = std::mem::replace(&mut *last, cpu);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Ok(GuestMetrics {
             ts: i64::try_from(now.as_secs()).unwrap_or(i64::MAX),
-            cpu_count: self.limits.map_or_else(processors, |limits| limits.vcpu),
+            cpu_count: limits.map_or_else(processors, |limits| limits.vcpu),
             cpu_used_pct: cpu.percent_since(&previous),
             mem_total_mib: memory.total >> 20,
             mem_used_mib: memory.used >> 20,
@@ -201,6 +202,8 @@ fn field(text: &str, name: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use atoll_wire::guest::BootConfig;
+
     use super::*;
 
     #[test]
@@ -225,7 +228,8 @@ mod tests {
     #[test]
     fn processes_are_measured_by_their_limits() {
         let limits = Some(GuestLimits { vcpu: 2, memory: 1 << 30 });
-        let meter = Meter { limits, last: Mutex::new(CpuSample::take(limits)) };
+        let guest = Guest::new(BootConfig { limits, ..BootConfig::default() });
+        let meter = Meter { guest, last: Mutex::new(CpuSample::take(limits)) };
         let ballast = vec![1_u8; 32 << 20];
         let metrics = meter.measure().unwrap();
         assert_eq!((metrics.cpu_count, metrics.mem_total), (2, 1 << 30));

@@ -59,8 +59,7 @@ pub async fn serve(options: Options) -> std::io::Result<()> {
     let reaper = Arc::new(Reaper::default());
     let spawner = options.spawner.map(Spawner::new).transpose()?;
     let processes = Processes::new(Arc::clone(&reaper), spawner);
-    let meter = metrics::router(options.boot.limits);
-    let app = router(Guest::new(options.boot), processes, meter, options.open_files);
+    let app = router(Guest::new(options.boot), processes, options.open_files);
     let places = Arc::new(Semaphore::new(connection::MAX_CONNECTIONS));
     let accept = async {
         // Never closed, so there is always a place, sooner or later.
@@ -84,12 +83,7 @@ pub async fn serve(options: Options) -> std::io::Result<()> {
 }
 
 /// Everything envd answers.
-fn router(
-    guest: Arc<Guest>,
-    processes: Arc<Processes>,
-    meter: Router,
-    open_files: Option<Rlimit>,
-) -> Router {
+fn router(guest: Arc<Guest>, processes: Arc<Processes>, open_files: Option<Rlimit>) -> Router {
     let process = ProcessService::new(Arc::clone(&guest), processes, open_files);
     let filesystem = Arc::new(FilesystemService::new(Arc::clone(&guest)));
     let rpc = rpc::router(|| {
@@ -100,7 +94,7 @@ fn router(
         .route("/health", get(health))
         .route("/envs", get(envs))
         .with_state(Arc::clone(&guest))
-        .merge(meter)
+        .merge(metrics::router(Arc::clone(&guest)))
         .merge(control::router(Arc::clone(&guest)))
         .merge(files::router(Arc::clone(&guest)))
         .merge(rpc)

@@ -111,6 +111,32 @@ async fn half_of_a_bad_request_is_not_applied() {
     }
 }
 
+#[tokio::test]
+async fn what_comes_from_a_checkpoint_is_given_another_identity_secret_and_token() {
+    let envd = Envd::with_config(CONFIG);
+    init(&envd, json!({ "accessToken": "old" })).await;
+    let body = json!({
+        "sandboxId": "ifork", "templateId": "snapshot", "controlSecret": "rotated",
+        "limits": { "vcpu": 3, "memory": 100 << 20 }, "accessToken": "new",
+        // Before the last one: the clock of the node was set back.
+        "timestamp": "2001-01-01T00:00:00Z",
+    });
+    init(&envd, body.clone()).await;
+
+    let refused = envd.post_with("/init", &SECRET, &json!({})).await;
+    assert_eq!(refused.0, StatusCode::UNAUTHORIZED, "the old secret still opens");
+    assert_eq!(envd.get("/envs", &[("x-access-token", "old")]).await.0, StatusCode::UNAUTHORIZED);
+    let token = [("x-access-token", "new")];
+    let (status, envs) = envd.get("/envs", &token).await;
+    assert_eq!(status, StatusCode::OK);
+    assert_eq!(envs["E2B_SANDBOX_ID"], "ifork");
+    assert_eq!(envs["E2B_TEMPLATE_ID"], "snapshot");
+    let (_, metrics) = envd.get("/metrics", &token).await;
+    assert_eq!((&metrics["cpu_count"], &metrics["mem_total"]), (&json!(3), &json!(100 << 20)));
+    let repeated = envd.post_with("/init", &[("x-atoll-control", "rotated")], &body).await;
+    assert_eq!(repeated.0, StatusCode::NO_CONTENT);
+}
+
 // Rules: COMPOSE-5
 #[tokio::test]
 async fn a_signature_does_not_open_compose() {

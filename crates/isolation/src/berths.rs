@@ -6,6 +6,7 @@
 
 use std::{
     collections::VecDeque,
+    io,
     path::PathBuf,
     process::Stdio,
     sync::{
@@ -16,7 +17,9 @@ use std::{
 };
 
 use atoll_core::{Error, Result, error::codes};
+use atoll_launcher::Job;
 use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
     process::{Child, ChildStdin, ChildStdout, Command},
     sync::Notify,
     task::JoinHandle,
@@ -33,11 +36,24 @@ const RETRY: Duration = Duration::from_secs(1);
 pub(crate) struct Berth {
     pub(crate) cgroup: Cgroup,
     pub(crate) launcher: Child,
-    pub(crate) stdin: ChildStdin,
-    pub(crate) stdout: ChildStdout,
+    /// Its end tells the launcher that it has all of its job, or none.
+    stdin: Option<ChildStdin>,
+    stdout: ChildStdout,
 }
 
 impl Berth {
+    /// Has the launcher do its job, and waits for its report. The process need not have ended then.
+    pub(crate) async fn ask(&mut self, job: &Job) -> io::Result<String> {
+        let request = serde_json::to_vec(job)?;
+        if let Some(mut stdin) = self.stdin.take() {
+            // A launcher that has ended early has closed the pipe; its report says why.
+            let _ = stdin.write_all(&request).await;
+        }
+        let mut report = Vec::new();
+        self.stdout.read_to_end(&mut report).await?;
+        Ok(String::from_utf8_lossy(&report).into_owned())
+    }
+
     /// Ends the launcher and removes the group.
     pub(crate) async fn discard(self) {
         let Self { cgroup, mut launcher, stdin, stdout } = self;
@@ -154,7 +170,9 @@ impl Shared {
         let cgroup =
             made.map_err(|error| failed(format!("the cgroup was not made: {error}")))??;
         match self.spawn(&cgroup) {
-            Ok((launcher, stdin, stdout)) => Ok(Berth { cgroup, launcher, stdin, stdout }),
+            Ok((launcher, stdin, stdout)) => {
+                Ok(Berth { cgroup, launcher, stdin: Some(stdin), stdout })
+            }
             Err(error) => {
                 if let Err(cause) = cgroup.remove().await {
                     tracing::warn!(%cause, "a failed start left a cgroup");
@@ -173,6 +191,8 @@ impl Shared {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
+            // It may become CRIU: a signal from the terminal is for this process to act on.
+            .process_group(0)
             .kill_on_drop(true)
             .spawn()
             .map_err(|error| failed(format!("the launcher cannot be run: {error}")))?;

@@ -360,6 +360,12 @@ impl Cgroup {
         self.freezer.as_ref().ok_or(io::ErrorKind::Unsupported.into())
     }
 
+    /// The group in the v2 hierarchy, where that can be frozen.
+    pub(crate) fn unified_freezer(&self) -> Option<&Path> {
+        let freezer = self.freezer.as_ref().filter(|freezer| freezer.unified)?;
+        Some(&freezer.directory)
+    }
+
     /// Whether a process that is killed while it is frozen ends only when it is thawed.
     pub(crate) fn outlives_kill_when_frozen(&self) -> bool {
         self.freezer.as_ref().is_some_and(|freezer| !freezer.unified)

@@ -8,21 +8,25 @@ use std::{
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use async_trait::async_trait;
-use atoll_core::{Error, InstanceId, Result, error::codes};
-use atoll_launcher::RunSpec;
+use atoll_core::{Error, InstanceId, Result, error::codes, lifecycle::Kept};
+use atoll_launcher::{Job, RunSpec};
 use rustix::pipe::{PipeFlags, pipe_with};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Capabilities, Driver, Identity, Running, Spec,
+    Driver, Dumped, Identity, Place, Running, Spec,
     berths::{Berth, Berths, failed},
     cgroup::{Cgroup, Cgroups},
+    checkpoint::{self, Checkpoints, criu::Version, probe},
+    dumped,
+    memory::Memory,
     process::FirstProcess,
-    seccomp,
+    restore, seccomp,
 };
 
 /// The name every sandbox sees itself by.
@@ -44,6 +48,9 @@ pub struct Options {
     pub ready: usize,
     /// Names of groups that hold sandboxes to adopt, and are left as they are.
     pub keep: HashSet<String>,
+    /// A directory that CRIU was unpacked to, with its libraries, tar and gzip; what `atoll up` takes
+    /// from `--criu` or `ATOLL_CRIU`. None for the one in `PATH`, if there is one.
+    pub criu: Option<PathBuf>,
 }
 
 /// The driver.
@@ -51,7 +58,8 @@ pub struct Options {
 pub struct Container {
     options: Options,
     cgroups: Cgroups,
-    berths: Berths,
+    berths: Arc<Berths>,
+    memory: Memory,
     seccomp: String,
 }
 
@@ -70,10 +78,41 @@ impl Container {
             )
         })?;
         let cgroups = Cgroups::open(&options.instance)?;
+        dumped::await_former(&options.staging).await;
         clean(&cgroups, &options.keep).await;
         let berths = Berths::start(cgroups.clone(), options.launcher.clone(), options.ready)?;
         let seccomp = seccomp::program().iter().map(|byte| format!("{byte:02x}")).collect();
-        Ok(Self { options, cgroups, berths, seccomp })
+        let memory = Memory::default();
+        Ok(Self { options, cgroups, berths: Arc::new(berths), memory, seccomp })
+    }
+
+    /// Finds CRIU and tries whether checkpoints work here, in `place`, which is as unused afterwards
+    /// as it was before. `scratch` is an empty directory for root alone, on the file system of the
+    /// disks; what is left in it is for the caller to remove. Takes a fraction of a second. Until
+    /// this has been called, [`memory`](Driver::memory) is [`Kept::Frozen`]; what came of it stays.
+    ///
+    /// # Errors
+    /// The first thing that does not work here; that is no failure of the driver.
+    pub async fn probe_memory(
+        &self,
+        place: Place<'_>,
+        scratch: &Path,
+    ) -> std::result::Result<Version, checkpoint::Error> {
+        let (checkpoints, version) = probe::run(self, &self.options, place, scratch).await?;
+        tracing::info!(%version, "CRIU works here: a pause with memory keeps a checkpoint");
+        self.memory.found(checkpoints);
+        Ok(version)
+    }
+
+    pub(crate) async fn restore_from(
+        &self,
+        checkpoints: Checkpoints,
+        spec: &Spec<'_>,
+        images: &Path,
+        work: &Path,
+        given_up: &CancellationToken,
+    ) -> Result<Running> {
+        restore::restore(checkpoints, self.berths.clone(), spec, images, work, given_up).await
     }
 
     /// The instance's control groups.
@@ -85,10 +124,10 @@ impl Container {
         let text = |path: &Path| path.to_string_lossy().into_owned();
         let descriptor = |fd: i32| format!("/proc/{}/fd/{fd}", std::process::id());
         RunSpec {
-            user_ns: descriptor(spec.slot.user_ns().as_raw_fd()),
-            net_ns: descriptor(spec.slot.net_ns().as_raw_fd()),
+            user_ns: descriptor(spec.place.user_ns.as_raw_fd()),
+            net_ns: descriptor(spec.place.net_ns.as_raw_fd()),
             log: descriptor(log.as_raw_fd()),
-            first_uid: spec.slot.first_uid(),
+            first_uid: spec.place.first_uid,
             layers: spec.layers.iter().map(|path| text(path)).collect(),
             disk: text(&spec.disk),
             staging: text(&self.options.staging),
@@ -102,24 +141,18 @@ impl Container {
         }
     }
 
-    async fn launch(&self, spec: &Spec<'_>, berth: Berth) -> Result<Running> {
-        let Berth { cgroup, mut launcher, mut stdin, mut stdout } = berth;
+    async fn launch(&self, spec: &Spec<'_>, mut berth: Berth) -> Result<Running> {
         let (log, log_end) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)
             .map_err(|error| failed(format!("the log's pipe cannot be made: {error}")))?;
-        let request = serde_json::to_vec(&self.run_spec(spec, log_end.as_fd()))
-            .map_err(|error| failed(format!("the specification cannot be written: {error}")))?;
-        // A launcher that has ended early has closed the pipe; its report says why.
-        let _ = stdin.write_all(&request).await;
-        drop(stdin);
-        let mut report = String::new();
-        let read = tokio::time::timeout(PATIENCE, stdout.read_to_string(&mut report)).await;
-        match read {
-            Ok(Ok(_)) => {}
+        let job = Job::Run(self.run_spec(spec, log_end.as_fd()));
+        let report = match tokio::time::timeout(PATIENCE, berth.ask(&job)).await {
+            Ok(Ok(report)) => report,
             Ok(Err(error)) => {
                 return Err(failed(format!("the launcher's report is unreadable: {error}")));
             }
             Err(_) => return Err(failed("the launcher does not answer".to_owned())),
-        }
+        };
+        let Berth { cgroup, mut launcher, .. } = berth;
         // Its end takes the kernel a while, for its mounts; nobody has to wait for that here.
         tokio::spawn(async move { launcher.wait().await });
         match parse_report(&report) {
@@ -196,8 +229,8 @@ impl Driver for Container {
         "container"
     }
 
-    fn capabilities(&self) -> Capabilities {
-        Capabilities { memory_snapshots: false }
+    fn memory(&self) -> Kept {
+        self.memory.kept()
     }
 
     async fn start(&self, spec: Spec<'_>) -> Result<Running> {
@@ -241,6 +274,21 @@ impl Driver for Container {
 
     async fn thaw(&self, running: &Running) -> Result<()> {
         change(running, Cgroup::thaw).await
+    }
+
+    async fn dump(&self, running: &Running, images: &Path) -> Result<Dumped> {
+        let namespaces = self.namespaces(running)?;
+        dumped::dump(&self.memory.checkpoints()?, running, &namespaces.net, images).await
+    }
+
+    async fn restore(
+        &self,
+        spec: Spec<'_>,
+        images: &Path,
+        work: &Path,
+        given_up: &CancellationToken,
+    ) -> Result<Running> {
+        self.restore_from(self.memory.checkpoints()?, &spec, images, work, given_up).await
     }
 
     async fn shutdown(&self) {

@@ -2,7 +2,8 @@
 //!
 //! - [`Driver`] is what the orchestrator sees; [`container`] is the driver of this release.
 //! - `berths`: control groups with a launcher in each, made ahead of time.
-//! - [`checkpoint`]: the processes of a sandbox as files, through CRIU.
+//! - [`checkpoint`]: the processes of a sandbox as files, through CRIU; `memory`, `dumped`, `restore`:
+//!   the driver's use of it.
 //! - [`cgroup`]: limits and accounting on cgroup v1, v2 and hosts that mix them.
 //! - [`seccomp`]: the system calls a sandbox may not make.
 //! - [`process`]: a first process, held by a descriptor that no reused pid can confuse.
@@ -12,28 +13,37 @@ mod berths;
 pub mod cgroup;
 pub mod checkpoint;
 pub mod container;
+mod dumped;
 mod freezer;
 mod hierarchies;
 mod identity;
+mod memory;
 pub mod process;
+mod restore;
 pub mod seccomp;
 
-use std::{fs::File, io, os::fd::OwnedFd, path::PathBuf};
+use std::{
+    fs::File,
+    io,
+    os::fd::{BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+};
 
 use async_trait::async_trait;
-use atoll_core::{Error, Result, SandboxId, error::codes};
+use atoll_core::{Error, Result, SandboxId, error::codes, lifecycle::Kept};
 use atoll_network::Slot;
+use tokio_util::sync::CancellationToken;
 
-pub use crate::identity::Identity;
 use crate::{cgroup::Cgroup, process::FirstProcess};
+pub use crate::{dumped::Dumped, identity::Identity};
 
 /// What a driver needs to start a sandbox.
 #[derive(Debug)]
 pub struct Spec<'a> {
     /// The sandbox.
     pub id: &'a SandboxId,
-    /// Namespaces and addresses.
-    pub slot: &'a Slot,
+    /// Where it is to live.
+    pub place: Place<'a>,
     /// Directories with ids from 0, lowest layer first.
     pub layers: Vec<PathBuf>,
     /// Directory that holds `upper` and `work`.
@@ -46,6 +56,23 @@ pub struct Spec<'a> {
     pub stdin: String,
     /// Port whose listening socket it finds as descriptor 3.
     pub listen: u16,
+}
+
+/// The namespaces that a sandbox is to live in: those of a [`Slot`].
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// The user namespace.
+    pub user_ns: BorrowedFd<'a>,
+    /// The network namespace, with the loopback device up.
+    pub net_ns: BorrowedFd<'a>,
+    /// Host id that is root in the user namespace.
+    pub first_uid: u32,
+}
+
+impl<'a> From<&'a Slot> for Place<'a> {
+    fn from(slot: &'a Slot) -> Self {
+        Self { user_ns: slot.user_ns(), net_ns: slot.net_ns(), first_uid: slot.first_uid() }
+    }
 }
 
 /// Limits of a sandbox.
@@ -114,21 +141,15 @@ pub struct Namespaces {
     pub net: OwnedFd,
 }
 
-/// What a driver can do on this host; found by trying, at start.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Capabilities {
-    /// Pause, snapshot and fork keep memory.
-    pub memory_snapshots: bool,
-}
-
 /// A way to isolate.
 #[async_trait]
 pub trait Driver: Send + Sync + 'static {
     /// Its name, as `atoll doctor` and the nodes API print it.
     fn name(&self) -> &'static str;
 
-    /// What it can do on this host.
-    fn capabilities(&self) -> Capabilities;
+    /// What a pause with memory keeps here: [`Kept::Checkpoint`] where checkpoints were tried and
+    /// work, else [`Kept::Frozen`].
+    fn memory(&self) -> Kept;
 
     /// Starts a sandbox. Run this to its end: it cleans up after its own failures, but a dropped
     /// call leaves that to the next start of the driver.
@@ -175,6 +196,39 @@ pub trait Driver: Send + Sync + 'static {
     /// # Errors
     /// As for [`freeze`](Self::freeze).
     async fn thaw(&self, running: &Running) -> Result<()>;
+
+    /// Writes the memory of a [frozen](Self::freeze) sandbox to `images`, an empty directory that only
+    /// root may enter, and closes its connections to outside and those that this process has opened
+    /// into it: nobody may open new ones meanwhile. The processes stay stopped until the answer is
+    /// [released](Dumped::release), and are not to be thawed before; they can be killed, but have ended
+    /// only after the release: kill, release, then wait.
+    ///
+    /// When the call or its answer is dropped, or this process dies, they are frozen as before, in a
+    /// moment. Whatever comes of it, they are never harmed.
+    ///
+    /// # Errors
+    /// `CHECKPOINT_FAILED` with the cause, `DRIVER_UNSUPPORTED` where [`memory`](Self::memory) is not
+    /// a checkpoint, `SANDBOX_GONE` when it has ended. It is frozen as before, but connections may
+    /// have been closed; `images` is to be removed.
+    async fn dump(&self, running: &Running, images: &Path) -> Result<Dumped>;
+
+    /// As [`start`](Self::start), from a checkpoint in `images`, which is not written: of the same
+    /// layers in the same order as then, on a copy of the disk from while it was [`Dumped`], in another
+    /// slot, with limits of now. `exec`, `stdin` and `listen` are of no matter. `work` is an empty
+    /// directory for this restore alone, for the caller to remove.
+    ///
+    /// It takes as long as reading its memory, and ends at once when it is `given_up`. When the call is
+    /// dropped, what there is of the sandbox is killed at once, and removed soon.
+    ///
+    /// # Errors
+    /// `CHECKPOINT_FAILED`, or `DRIVER_UNSUPPORTED` as for [`dump`](Self::dump). Nothing is left.
+    async fn restore(
+        &self,
+        spec: Spec<'_>,
+        images: &Path,
+        work: &Path,
+        given_up: &CancellationToken,
+    ) -> Result<Running>;
 
     /// Gives back what is kept ready. Sandboxes are left as they are.
     async fn shutdown(&self);

@@ -121,6 +121,7 @@ async fn start(
         staging: directory.path().join("staging"),
         ready,
         keep: keep.iter().map(|identity| identity.cgroup.clone()).collect(),
+        criu: None,
     };
     Container::start(options).await.unwrap()
 }

@@ -1,5 +1,9 @@
-//! What the launcher reads for a checkpoint: [`DumpSpec`] and [`RestoreSpec`], as JSON on standard
-//! input. The caller gives CRIU's arguments; the launcher makes the place that CRIU runs in.
+//! What the launcher reads for a checkpoint: [`DumpSpec`], and [`RestoreSpec`] as a job. The caller
+//! gives CRIU's arguments; the launcher makes the place that CRIU runs in.
+//!
+//! `atoll-launcher dump STAGING` reads its specification from standard input; STAGING is an empty
+//! directory of the host to mount on. It becomes CRIU, so whoever comes after the caller finds a dump
+//! that is under way by its arguments: one of them is STAGING, or [`IMAGES`] below it.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,8 +13,13 @@ pub const HELD: &str = "held";
 /// input, lets them go on too, but the dump has failed then.
 pub const GO: &str = "go";
 
-/// Where a dump's images directory is, below [`DumpSpec::staging`].
+/// Where a dump's images directory is, below its staging directory.
 pub const IMAGES: &str = "images";
+/// Where CRIU's action script is, below the staging directory: the launcher itself, which CRIU may
+/// not be allowed to reach under the name that it was run by.
+pub const HOOK: &str = "hook";
+/// Name of an empty directory among the devices: what hides directories of `/proc`.
+pub const EMPTY: &str = "empty";
 
 /// A sandbox's processes to be dumped: one line of JSON, because standard input is read further.
 #[derive(Debug, Serialize, Deserialize)]
@@ -21,8 +30,6 @@ pub struct DumpSpec {
     pub first_uid: u32,
     /// An empty directory that gets the images, with ids from 0.
     pub images: String,
-    /// An empty directory of the host to mount on.
-    pub staging: String,
     /// CRIU and its arguments, all paths as the host sees them.
     pub exec: Vec<String>,
 }
@@ -34,7 +41,7 @@ pub struct DumpSpec {
 /// /usr /bin /lib ...   of `tree`, read-only
 /// /proc                the host's processes
 /// /cpus                the host's list of processors
-/// /dev /root           the sandbox's devices and root
+/// /dev /root           the sandbox's devices, with the empty directory, and root
 /// /images /work        the images, read-only, and a directory for what CRIU writes
 /// ```
 #[derive(Debug, Serialize, Deserialize)]

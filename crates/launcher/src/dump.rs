@@ -12,7 +12,7 @@ use std::{
     os::{fd::AsFd, unix::process::parent_id},
 };
 
-use atoll_launcher::checkpoint::{DumpSpec, GO, HELD, IMAGES};
+use atoll_launcher::checkpoint::{DumpSpec, GO, HELD, HOOK, IMAGES};
 
 use crate::{
     mounts,
@@ -37,7 +37,7 @@ const KEPT: [u32; 4] = [
 /// No specification takes more bytes.
 const LONGEST_SPEC: u64 = 1 << 20;
 
-pub(crate) fn dump() -> Result<()> {
+pub(crate) fn dump(staging: &str) -> Result<()> {
     let Some(spec) = read_line()? else { return Ok(()) };
     let spec: DumpSpec = run::parse(&spec)?;
     let user_ns = File::open(&spec.user_ns).step("open the user namespace")?;
@@ -46,9 +46,16 @@ pub(crate) fn dump() -> Result<()> {
     // CRIU must live until it has taken its code out of the processes, even if the daemon does not.
     sys::ignore_broken_pipes();
     sys::set_limits().step("set limits")?;
-    let here = mounts::stage(&spec.staging)?;
-    let quiet = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
-    mounts::attach_mapped(here.as_fd(), &spec.images, IMAGES, quiet, user_ns.as_fd())?;
+    // Before the mount namespace is another one than that of the file.
+    let this = sys::open_tree("/proc/self/exe", false).step("take this program")?;
+    let here = mounts::stage(staging)?;
+    let quiet = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
+    let silent = quiet | libc::MOUNT_ATTR_NOEXEC;
+    mounts::attach_mapped(here.as_fd(), &spec.images, IMAGES, silent, user_ns.as_fd())?;
+    sys::set_mount(this.as_fd(), quiet | libc::MOUNT_ATTR_RDONLY, None).step("protect the hook")?;
+    sys::touch(here.as_fd(), HOOK).step("make the hook's mount point")?;
+    let hook = sys::c(HOOK).step("name the hook")?;
+    sys::attach(this.as_fd(), here.as_fd(), &hook).step("attach the hook")?;
     sys::place(io::stdout().as_fd(), 2).step("report on standard error")?;
     sys::close_on_exec_from(3).step("close descriptors")?;
     become_owner(spec.first_uid)?;

@@ -5,16 +5,16 @@
 //!
 //! - `atoll-launcher slot UID` makes an empty user and network namespace for the pool, and holds
 //!   it until its standard input closes (`slot.rs`);
-//! - `atoll-launcher run CGROUP...` joins control groups, waits for a [`RunSpec`], builds a sandbox's
-//!   root from it and starts its first process (`run.rs`), reporting on standard output: `pid N`, or
-//!   `error STEP: CAUSE`, a line each. Joining a group can take the kernel tens of milliseconds, so
+//! - `atoll-launcher run CGROUP...` joins control groups and waits for a [`Job`]. With a [`RunSpec`]
+//!   it builds a sandbox's root and starts its first process (`run.rs`), reporting on standard output:
+//!   `pid N`, or `error STEP: CAUSE`, a line each. Joining a group can take the kernel tens of milliseconds, so
 //!   launchers are started, and have joined, before they are needed.
 //!
 //! The first process is a child of the daemon (`CLONE_PARENT`), not of the launcher, which ends at
 //! once: the daemon can wait for it, and it outlives the daemon.
 //!
-//! With CRIU, two more, whose specifications are in [`checkpoint`]: `atoll-launcher dump` and
-//! `atoll-launcher restore CGROUP...`.
+//! With CRIU there are checkpoints: see [`checkpoint`] for `atoll-launcher dump STAGING`, and for the
+//! job of a restore.
 
 pub mod checkpoint;
 
@@ -22,6 +22,16 @@ use serde::{Deserialize, Serialize};
 
 /// Descriptor on which the first process finds its listening socket.
 pub const LISTENER_FD: i32 = 3;
+
+/// What a launcher that has joined its groups is to do: JSON on standard input, which then ends.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Job {
+    /// Start a sandbox.
+    Run(RunSpec),
+    /// Make the processes of a checkpoint again.
+    Restore(checkpoint::RestoreSpec),
+}
 
 /// A sandbox to start.
 #[derive(Debug, Serialize, Deserialize)]

@@ -17,15 +17,14 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let outcome = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["run", ..] => run::run(&arguments[1..]),
-        ["restore", ..] => restore::restore(&arguments[1..]),
-        ["dump"] => dump::dump(),
+        ["dump", staging] => dump::dump(staging),
         ["wait"] => wait(),
         // CRIU runs its action script without arguments.
         [] if dump::is_hook() => dump::hook(),
         ["slot", uid] => slot::hold(uid),
         _ => Err(sys::Failure::new(
             "usage",
-            "atoll-launcher run CGROUP... | restore CGROUP... | dump | slot UID | wait",
+            "atoll-launcher run CGROUP... | dump STAGING | slot UID | wait",
         )),
     };
     match outcome {

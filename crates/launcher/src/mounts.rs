@@ -2,7 +2,8 @@
 //! launcher's own.
 //!
 //! ```text
-//! staging (tmpfs)     dev        the six devices, as nodes of this sandbox's own
+//! staging (tmpfs)     dev        the six devices, as nodes of this sandbox's own, and an empty
+//!                                directory
 //!                     l0 .. ln   the layers, id-mapped through the slot's user namespace, read-only
 //!                     disk       the writable directory, id-mapped likewise: upper/ and work/
 //!                     root       overlay of all of them
@@ -14,6 +15,8 @@
 //! disk, and lets it use trusted attributes, without which renaming a template's directory fails.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use atoll_launcher::checkpoint::EMPTY;
 
 use crate::sys::{self, Result, Step};
 
@@ -49,6 +52,7 @@ pub(crate) fn build(parts: &Parts<'_>, user_ns: BorrowedFd<'_>) -> Result<()> {
         sys::character_device(&format!("dev/{name}"), major, minor)
             .step(&format!("make the device {name}"))?;
     }
+    sys::mkdir(here.as_fd(), &format!("dev/{EMPTY}"), 0o555).step("make the empty directory")?;
 
     for (index, layer) in parts.layers.iter().enumerate() {
         let attributes = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NODEV;

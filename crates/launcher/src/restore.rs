@@ -1,4 +1,4 @@
-//! `restore`: from a [`RestoreSpec`] to CRIU, which makes the processes again.
+//! From a [`RestoreSpec`] to CRIU, which makes the processes again.
 //!
 //! CRIU reads images that guests have a say in, so it is given nothing: it runs as root of the
 //! sandbox's own user namespace, which is nobody on the host, and with a root directory that holds
@@ -29,9 +29,7 @@ const ABOVE: i32 = 64;
 /// inside.
 const LOG_MODE: u32 = 0o602;
 
-pub(crate) fn restore(cgroups: &[String]) -> Result<()> {
-    run::join(cgroups)?;
-    let Some(spec) = run::read_spec::<RestoreSpec>()? else { return Ok(()) };
+pub(crate) fn restore(spec: &RestoreSpec) -> Result<()> {
     let user_ns = File::open(&spec.user_ns).step("open the user namespace")?;
     let net_ns = File::open(&spec.net_ns).step("open the network namespace")?;
     let log = run::open_log(&spec.log)?;
@@ -49,7 +47,7 @@ pub(crate) fn restore(cgroups: &[String]) -> Result<()> {
         staging: &spec.staging,
     };
     mounts::build(&parts, user_ns.as_fd())?;
-    furnish(&spec, user_ns.as_fd())?;
+    furnish(spec, user_ns.as_fd())?;
     sys::pivot_here().step("change the root")?;
 
     run::join_slot(user_ns.as_fd(), net_ns.as_fd())?;
@@ -57,7 +55,7 @@ pub(crate) fn restore(cgroups: &[String]) -> Result<()> {
     let own = libc::CLONE_NEWNS | libc::CLONE_NEWUTS | libc::CLONE_NEWCGROUP;
     sys::unshare(own).step("create the sandbox's namespaces")?;
     sys::set_hostname(&spec.hostname).step("set the host name")?;
-    become_criu(&spec, &net_ns, &log)
+    become_criu(spec, &net_ns, &log)
 }
 
 /// Puts into the staging directory, the working directory, what CRIU needs beside the root.

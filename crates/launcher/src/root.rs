@@ -6,7 +6,12 @@
 //! then is anything attached. So no path of the template, which may hold any symbolic link, is ever
 //! resolved where the host's files can be reached.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+};
+
+use atoll_launcher::checkpoint::EMPTY;
 
 use crate::{
     mounts,
@@ -57,6 +62,9 @@ struct Detached {
     sys: OwnedFd,
     processors: Option<OwnedFd>,
     devices: Vec<OwnedFd>,
+    /// What directories are hidden by. One for all, not a file system each: a checkpoint would have to
+    /// pack every one of them.
+    empty: OwnedFd,
 }
 
 /// Makes the overlay the root of this process, with /proc, /dev and /sys in it.
@@ -89,6 +97,9 @@ fn take(shm_bytes: u64) -> Result<Detached> {
             sys::open_tree(&format!("dev/{name}"), false).step(&format!("take the device {name}"))
         })
         .collect::<Result<_>>()?;
+    let empty = sys::open_tree(&format!("dev/{EMPTY}"), false).step("take the empty directory")?;
+    sys::set_mount(empty.as_fd(), silent | libc::MOUNT_ATTR_RDONLY, None)
+        .step("protect the empty directory")?;
     Ok(Detached {
         proc: new("proc", &[], silent)?,
         // Not nodev: this is where the six devices are attached.
@@ -103,6 +114,7 @@ fn take(shm_bytes: u64) -> Result<Detached> {
         sys: new("tmpfs", &[("mode", "755"), ("size", "16k")], silent)?,
         processors,
         devices,
+        empty,
     })
 }
 
@@ -122,7 +134,8 @@ fn attach(detached: Detached) -> Result<()> {
         | libc::MOUNT_ATTR_NODEV
         | libc::MOUNT_ATTR_NOEXEC;
     sys::set_mount(detached.sys.as_fd(), sealed, None).step("seal /sys")?;
-    hide_and_protect()
+    hide(&detached.empty)?;
+    protect()
 }
 
 /// Attaches `mount` at a directory of the sandbox's root, which must not be a symbolic link.
@@ -160,20 +173,28 @@ fn fill_dev(detached: &Detached) -> Result<()> {
 }
 
 /// /proc and /dev are ours by now: their paths hold no link that a template could have planted.
-fn hide_and_protect() -> Result<()> {
+fn hide(empty: &OwnedFd) -> Result<()> {
+    let mut first = None;
     for path in HIDDEN {
-        match std::fs::symlink_metadata(path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error).step(&format!("look at {path}")),
-            Ok(metadata) if metadata.is_dir() => {
-                let flags = libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
-                sys::mount("hidden", path, "tmpfs", flags, "mode=555,size=4k")
-                    .step(&format!("hide {path}"))?;
+        let metadata = match std::fs::symlink_metadata(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            other => other.step(&format!("look at {path}"))?,
+        };
+        let hidden = match first {
+            _ if !metadata.is_dir() => sys::mount("/dev/null", path, "", libc::MS_BIND, ""),
+            // As read-only as the one it is a copy of.
+            Some(first) => sys::mount(first, path, "", libc::MS_BIND, ""),
+            None => {
+                first = Some(path);
+                attach_at(empty, path)
             }
-            Ok(_) => sys::mount("/dev/null", path, "", libc::MS_BIND, "")
-                .step(&format!("hide {path}"))?,
-        }
+        };
+        hidden.step(&format!("hide {path}"))?;
     }
+    Ok(())
+}
+
+fn protect() -> Result<()> {
     for path in READ_ONLY {
         let tree = match sys::open_tree(path, true) {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => continue,
@@ -181,9 +202,13 @@ fn hide_and_protect() -> Result<()> {
         };
         sys::set_mount(tree.as_fd(), libc::MOUNT_ATTR_RDONLY, None)
             .step(&format!("protect {path}"))?;
-        let target = sys::c(path).step("name a path")?;
-        let root = sys::open_dir(None, "/").step("open the root")?;
-        sys::attach(tree.as_fd(), root.as_fd(), &target).step(&format!("attach {path}"))?;
+        attach_at(&tree, path).step(&format!("attach {path}"))?;
     }
     Ok(())
+}
+
+/// Attaches `mount` at a path that is ours.
+fn attach_at(mount: &OwnedFd, path: &str) -> io::Result<()> {
+    let root = sys::open_dir(None, "/")?;
+    sys::attach(mount.as_fd(), root.as_fd(), &sys::c(path)?)
 }

@@ -1,4 +1,4 @@
-//! `run`: from a [`RunSpec`] to a running first process.
+//! `run`: from a [`RunSpec`] to a running first process; or a restore (`restore.rs`).
 //!
 //! ```text
 //! host's root      join cgroups, mount the root file system      mounts.rs
@@ -17,11 +17,11 @@ use std::{
     process,
 };
 
-use atoll_launcher::{LISTENER_FD, RunSpec};
+use atoll_launcher::{Job, LISTENER_FD, RunSpec};
 use serde::de::DeserializeOwned;
 
 use crate::{
-    capabilities, mounts, root,
+    capabilities, mounts, restore, root,
     sys::{self, Failure, Result, Side, Step},
 };
 
@@ -30,7 +30,14 @@ pub(crate) const ENVIRONMENT: [&std::ffi::CStr; 1] =
 
 pub(crate) fn run(cgroups: &[String]) -> Result<()> {
     join(cgroups)?;
-    let Some(spec) = read_spec::<RunSpec>()? else { return Ok(()) };
+    match read_job()? {
+        None => Ok(()),
+        Some(Job::Run(spec)) => start(&spec),
+        Some(Job::Restore(spec)) => restore::restore(&spec),
+    }
+}
+
+fn start(spec: &RunSpec) -> Result<()> {
     let program = decode_hex(&spec.seccomp)?;
     let user_ns = File::open(&spec.user_ns).step("open the user namespace")?;
     let net_ns = File::open(&spec.net_ns).step("open the network namespace")?;
@@ -59,7 +66,7 @@ pub(crate) fn run(cgroups: &[String]) -> Result<()> {
     match sys::clone(namespaces).step("create the sandbox's namespaces")? {
         Side::Parent { child } => writeln!(io::stdout(), "pid {child}").step("report the pid"),
         Side::Child => {
-            let failure = match become_first(&spec, &program, &listener, &log) {
+            let failure = match become_first(spec, &program, &listener, &log) {
                 Ok(never) => match never {},
                 Err(failure) => failure,
             };
@@ -70,7 +77,7 @@ pub(crate) fn run(cgroups: &[String]) -> Result<()> {
 }
 
 /// Moves this process into `cgroups`, given as their lists of processes.
-pub(crate) fn join(cgroups: &[String]) -> Result<()> {
+fn join(cgroups: &[String]) -> Result<()> {
     for cgroup in cgroups {
         // Zero means the writer; the first process inherits its place.
         File::options()
@@ -137,8 +144,8 @@ pub(crate) fn lower_protection() -> io::Result<()> {
     if std::fs::read_to_string(FILE)?.starts_with('-') { std::fs::write(FILE, "0") } else { Ok(()) }
 }
 
-/// The specification; none when the daemon has no use for this launcher and closes its input.
-pub(crate) fn read_spec<T: DeserializeOwned>() -> Result<Option<T>> {
+/// What to do; none when the daemon has no use for this launcher and closes its input.
+fn read_job() -> Result<Option<Job>> {
     let mut text = String::new();
     io::stdin().lock().read_to_string(&mut text).step("read the specification")?;
     if text.is_empty() {

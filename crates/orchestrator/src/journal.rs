@@ -10,8 +10,9 @@
 //!
 //! A file is written under another name and renamed: it is the old one or the new one, never half,
 //! for as long as the machine runs. What is to outlive the machine too, a paused sandbox, is flushed
-//! to the disk, and so is what replaces it; whatever runs ends with the machine anyway. The checksum
-//! finds what a machine that stopped has left half-written.
+//! to the disk, and so is what replaces it; whatever runs ends with the machine anyway, and so do
+//! frozen processes, of which the disk is left. The checksum finds what a machine that stopped has
+//! left half-written.
 //!
 //! Files hold secrets of sandboxes, and so are root's alone.
 
@@ -24,19 +25,20 @@ use std::{
 };
 
 use atoll_core::{
-    Error, Result, SandboxId,
+    Error, LayerId, Result, SandboxId,
     error::codes,
     lifecycle::{Kept, State},
 };
 use atoll_isolation::Identity;
-use atoll_wire::node::SandboxRecord;
+use atoll_storage::BuildManifest;
+use atoll_wire::node::{EndReason, Resume, SandboxRecord};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 /// What a file begins with, before its version.
 const MAGIC: &str = "atoll-sandbox";
 /// The version that is written, and the only one that is read.
-const VERSION: &str = "1";
+const VERSION: &str = "2";
 
 const ENTRY: &str = "json";
 const PARTIAL: &str = "partial";
@@ -49,10 +51,22 @@ pub(crate) struct Entry {
     pub(crate) state: State,
     /// What defines it.
     pub(crate) record: SandboxRecord,
+    /// Grows with each entry of it.
+    pub(crate) revision: u64,
     /// What its envd reported as version; empty before it has.
     pub(crate) envd_version: String,
+    /// The build that it was made of, or taken back to, which may be gone since.
+    pub(crate) build: BuildManifest,
     /// Where its run is, if it has one.
     pub(crate) run: Option<RunEntry>,
+    /// Of the checkpoint that is saved of it.
+    pub(crate) memory: Option<Memory>,
+    /// How it is to go on, while it is being resumed.
+    pub(crate) resume: Option<Resume>,
+    /// Why it ends, once it does.
+    pub(crate) reason: Option<EndReason>,
+    /// Its frozen processes have ended with the node, and its users are to be told by the next one.
+    pub(crate) has_lost_memory: bool,
 }
 
 /// Where a run is on the host.
@@ -64,6 +78,15 @@ pub(crate) struct RunEntry {
     pub(crate) slot: u32,
     /// Name of its disk.
     pub(crate) disk: String,
+    /// What a checkpoint of it is restored with.
+    pub(crate) memory: Memory,
+}
+
+/// What goes with the memory of a sandbox.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Memory {
+    /// Layers of its root, lowest first, the one with envd included.
+    pub(crate) stack: Vec<LayerId>,
     /// What only the node and its envd know.
     pub(crate) control_secret: String,
 }
@@ -169,7 +192,61 @@ impl Journal {
     }
 }
 
+impl Entry {
+    /// The first of a sandbox that is to be made.
+    pub(crate) fn new(record: SandboxRecord, build: BuildManifest) -> Self {
+        Self {
+            state: State::Starting,
+            record,
+            revision: 0,
+            envd_version: String::new(),
+            build,
+            run: None,
+            memory: None,
+            resume: None,
+            reason: None,
+            has_lost_memory: false,
+        }
+    }
+
+    /// Makes a snapshot what the sandbox is resumed from.
+    pub(crate) fn go_back_to(&mut self, snapshot: &BuildManifest) {
+        self.memory = Memory::of(snapshot);
+        self.build = snapshot.clone();
+    }
+
+    /// All layers that it may need. `runtime` is the one with envd, put above every template's.
+    pub(crate) fn layers(&self, runtime: &LayerId) -> Vec<LayerId> {
+        let run = self.run.as_ref().map(|run| &run.memory);
+        let stacks = [run, self.memory.as_ref()].into_iter().flatten().flat_map(|of| &of.stack);
+        let mut layers = needs(&self.build, runtime);
+        layers.extend(stacks.cloned());
+        layers.sort();
+        layers.dedup();
+        layers
+    }
+}
+
+/// All layers that a sandbox of this build may need.
+pub(crate) fn needs(build: &BuildManifest, runtime: &LayerId) -> Vec<LayerId> {
+    build.layers.iter().chain(&build.stack).chain([runtime]).cloned().collect()
+}
+
+impl Memory {
+    /// Of a snapshot; none if it is one of the disk alone.
+    pub(crate) fn of(snapshot: &BuildManifest) -> Option<Self> {
+        let control_secret = snapshot.control_secret.clone()?;
+        (snapshot.snapshot == Some(Kept::Checkpoint))
+            .then(|| Self { stack: snapshot.stack.clone(), control_secret })
+    }
+}
+
 impl Opened {
+    /// Whether it is not known of every sandbox what it consists of.
+    pub fn is_damaged(&self) -> bool {
+        !self.damaged.is_empty()
+    }
+
     /// What the other services must leave alone when they start.
     pub fn keep(&self) -> Keep {
         let mut keep = Keep { disks: self.damaged.iter().cloned().collect(), ..Keep::default() };
@@ -200,8 +277,7 @@ pub(crate) fn keeps_run(state: State) -> bool {
 
 /// Whether a sandbox in this state outlives the machine.
 pub(crate) fn outlives_machine(state: State) -> bool {
-    use Kept::{Checkpoint, Disk};
-    matches!(state, State::Paused(Disk | Checkpoint) | State::Resuming(Disk | Checkpoint))
+    matches!(state, State::Paused(_) | State::Resuming(_))
 }
 
 fn keeps_saved(state: State) -> bool {
@@ -277,28 +353,22 @@ fn unusable(what: &str, path: &Path, error: &io::Error) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use atoll_wire::node::Resources;
-    use jiff::Timestamp;
+    use atoll_wire::node::OnTimeout;
     use tempfile::TempDir;
 
     use super::*;
 
     fn entry(id: &str, state: State) -> Entry {
-        let record = SandboxRecord {
-            id: id.parse().unwrap(),
-            team: "team".to_owned(),
-            template: "base".parse().unwrap(),
-            alias: Some("base".to_owned()),
-            build: "build".to_owned(),
-            resources: Resources { vcpu: 2, memory_mb: 512, disk_mb: 1024 },
-            metadata: [("line".to_owned(), "one\ntwo\n".to_owned())].into(),
-            env_vars: [("A".to_owned(), "é\"\u{0}".to_owned())].into(),
-            envd_access_token: Some("token".to_owned()),
-            allow_internet_access: Some(false),
-            started_at: "2026-05-05T12:00:00.123456789Z".parse().unwrap(),
-            end_at: Timestamp::MAX,
-        };
-        Entry { state, record, envd_version: "0.1.0".to_owned(), run: None }
+        let mut entry = crate::tests::entry(state);
+        entry.record.id = id.parse().unwrap();
+        let stack = vec!["layer".parse().unwrap()];
+        Entry {
+            revision: 7,
+            memory: Some(Memory { stack, control_secret: "secret".to_owned() }),
+            resume: Some(Resume { timeout: 15, on_timeout: Some(OnTimeout::Kill) }),
+            reason: Some(EndReason::Expired),
+            ..entry
+        }
     }
 
     fn open(directory: &TempDir) -> Opened {
@@ -322,6 +392,7 @@ mod tests {
         journal.write(&entry("i1", State::Running), false).unwrap();
         journal.write(&paused, true).unwrap();
         journal.write(&other, false).unwrap();
+        assert!(!open(&directory).is_damaged());
         let mut found = open(&directory).entries;
         found.sort_by(|a, b| a.record.id.cmp(&b.record.id));
         assert_eq!(found, [paused, other.clone()]);
@@ -355,6 +426,7 @@ mod tests {
             let found = open(&directory);
             assert_eq!(found.entries.len(), 1, "{damaged}");
             let disks = found.keep().disks;
+            assert!(found.is_damaged());
             assert!(disks.contains("i1"), "what is saved of it is not to be deleted");
             assert_eq!(files(&directory), ["i1.torn", "i2.json"]);
         }
@@ -374,7 +446,7 @@ mod tests {
     fn what_a_newer_atoll_wrote_is_left_alone() {
         let directory = TempDir::new().unwrap();
         open(&directory);
-        let text = encode(&entry("i1", State::Running)).unwrap().replacen(" 1 ", " 2 ", 1);
+        let text = encode(&entry("i1", State::Running)).unwrap().replacen(" 2 ", " 3 ", 1);
         fs::write(directory.path().join("sandboxes/i1.json"), text).unwrap();
         let error = Journal::open(directory.path()).unwrap_err();
         assert_eq!(error.code, codes::DATA_DIR_UNUSABLE);

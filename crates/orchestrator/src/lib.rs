@@ -6,16 +6,21 @@
 //!                                   │            ├─ storage: a disk        (taken from a pool)
 //!                                   │            ├─ isolation: the driver  (makes the first process)
 //!                                   │            └─ guest.rs: POST /init   (envd takes its settings)
-//!                                   └─ run.rs: freeze, thaw, end
+//!                                   ├─ run.rs: freeze, dump, thaw, end
+//!                                   └─ copies.rs: snapshots, rewinds
 //! ```
 //!
-//! - [`service`]: `Options`, `Service`, `Handle`; the table of sandboxes.
-//! - [`sandbox`]: what is known of a sandbox, and how to ask something of it.
-//! - `owner`: the task that performs the steps of its lifecycle. `abort`: where tests end it.
-//! - `run`: one run, its processes, network and disk. `start`: how one comes to be.
+//! - [`service`]: `Options`, `Service`, `Handle`; the table of sandboxes. `node`: the calls on it.
+//! - [`sandbox`]: how to ask something of a sandbox, and how it is remembered. `known`: what is known
+//!   of it.
+//! - `owner`: the task that performs the steps of its lifecycle. `deadline`: when its time is up;
+//!   `expiry`: what is done then. `abort`: where tests end it.
+//! - `run`: one run, its processes, network and disk. `start`: how one comes to be, from nothing or
+//!   from what is saved. `copies`: snapshots of one.
 //! - [`journal`]: what the next start must know. `adopt`: what it does with that.
 //! - `guest`: HTTP to envd.
-//! - `logs`: what envd and the node say of a sandbox.
+//! - `events`: what happened to sandboxes, for the control plane. `logs`: what envd and the node say
+//!   of one; `report`: the node's words.
 //! - [`rpc`]: the same [`Node`](atoll_wire::node::Node) calls over authenticated HTTP.
 
 pub mod journal;
@@ -25,12 +30,20 @@ pub mod service;
 
 mod abort;
 mod adopt;
+mod copies;
+mod deadline;
 mod events;
+mod expiry;
 mod guest;
+mod known;
 mod logs;
+mod node;
 mod owner;
+mod report;
 mod run;
 mod start;
+#[cfg(test)]
+mod tests;
 
 pub use journal::Journal;
 pub use service::{Handle, Options, Service};

@@ -6,17 +6,19 @@
 
 use std::net::SocketAddr;
 
-use atoll_core::{Error, Result, SandboxId, error::codes};
-use atoll_wire::node::{EndReason, Node, SandboxRecord};
+use atoll_core::{Error, Result, SandboxId, error::codes, lifecycle::Kept};
+use atoll_wire::node::{
+    Change, Created, Deadline, EndReason, LogLine, Node, NodeInfo, NodeSandbox, Resume, Resumed,
+    Sample, SandboxRecord, Snapshot, Space,
+};
 use axum::{
     Json, Router,
     extract::{Path, Query, Request, State},
     http::{HeaderMap, StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::{get, post},
+    routing::{delete, get, post},
 };
-use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq;
 use tokio::{net::TcpListener, task::JoinHandle};
@@ -111,12 +113,18 @@ fn router(shared: Shared) -> Router {
     Router::new()
         .route("/v1/info", get(info))
         .route("/v1/sandboxes", get(list).post(create))
+        .route("/v1/sandboxes/{id}", get(get_one))
         .route("/v1/sandboxes/{id}/kill", post(kill))
         .route("/v1/sandboxes/{id}/end", post(set_end))
         .route("/v1/sandboxes/{id}/pause", post(pause))
         .route("/v1/sandboxes/{id}/resume", post(resume))
+        .route("/v1/sandboxes/{id}/snapshot", post(snapshot))
+        .route("/v1/sandboxes/{id}/rewind", post(rewind))
+        .route("/v1/builds/{id}", delete(delete_build))
+        .route("/v1/snapshots", get(snapshots))
+        .route("/v1/space", post(space))
         .route("/v1/samples", post(sample))
-        .route("/v1/ended", get(ended))
+        .route("/v1/changes", get(changes))
         .route("/v1/logs", get(logs))
         .layer(middleware::from_fn_with_state(shared.clone(), authenticate))
         .with_state(shared)
@@ -144,18 +152,25 @@ async fn authenticate(
 
 type Answer<T> = std::result::Result<Json<T>, Failure>;
 
-async fn info(State(shared): State<Shared>) -> Answer<atoll_wire::node::NodeInfo> {
+async fn info(State(shared): State<Shared>) -> Answer<NodeInfo> {
     Ok(Json(shared.node.info().await?))
 }
 
-async fn list(State(shared): State<Shared>) -> Answer<Vec<atoll_wire::node::NodeSandbox>> {
+async fn list(State(shared): State<Shared>) -> Answer<Vec<NodeSandbox>> {
     Ok(Json(shared.node.list().await?))
+}
+
+async fn get_one(
+    State(shared): State<Shared>,
+    Path(id): Path<SandboxId>,
+) -> Answer<Option<NodeSandbox>> {
+    Ok(Json(shared.node.get(&id).await?))
 }
 
 async fn create(
     State(shared): State<Shared>,
     Json(record): Json<SandboxRecord>,
-) -> Answer<atoll_wire::node::Created> {
+) -> Answer<Created> {
     Ok(Json(shared.node.create(record).await?))
 }
 
@@ -172,17 +187,12 @@ async fn kill(
     Ok(Json(shared.node.kill(&id, body.reason).await?))
 }
 
-#[derive(Deserialize)]
-struct EndBody {
-    end_at: Timestamp,
-}
-
 async fn set_end(
     State(shared): State<Shared>,
     Path(id): Path<SandboxId>,
-    Json(body): Json<EndBody>,
-) -> Answer<bool> {
-    Ok(Json(shared.node.set_end(&id, body.end_at).await?))
+    Json(deadline): Json<Deadline>,
+) -> Answer<Option<NodeSandbox>> {
+    Ok(Json(shared.node.set_end(&id, deadline).await?))
 }
 
 #[derive(Deserialize)]
@@ -194,22 +204,55 @@ async fn pause(
     State(shared): State<Shared>,
     Path(id): Path<SandboxId>,
     Json(body): Json<PauseBody>,
-) -> Answer<bool> {
+) -> Answer<Option<NodeSandbox>> {
     Ok(Json(shared.node.pause(&id, body.memory).await?))
 }
 
 async fn resume(
     State(shared): State<Shared>,
     Path(id): Path<SandboxId>,
-    Json(body): Json<EndBody>,
-) -> Answer<bool> {
-    Ok(Json(shared.node.resume(&id, body.end_at).await?))
+    Json(resume): Json<Resume>,
+) -> Answer<Option<Resumed>> {
+    Ok(Json(shared.node.resume(&id, resume).await?))
+}
+
+async fn snapshot(
+    State(shared): State<Shared>,
+    Path(id): Path<SandboxId>,
+    Json(snapshot): Json<Snapshot>,
+) -> Answer<Option<Kept>> {
+    Ok(Json(shared.node.snapshot(&id, snapshot).await?))
+}
+
+#[derive(Deserialize)]
+struct RewindBody {
+    build: String,
+}
+
+async fn rewind(
+    State(shared): State<Shared>,
+    Path(id): Path<SandboxId>,
+    Json(body): Json<RewindBody>,
+) -> Answer<Option<NodeSandbox>> {
+    Ok(Json(shared.node.rewind(&id, &body.build).await?))
+}
+
+async fn delete_build(State(shared): State<Shared>, Path(build): Path<String>) -> Answer<bool> {
+    Ok(Json(shared.node.delete_build(&build).await?))
+}
+
+async fn snapshots(State(shared): State<Shared>) -> Answer<Vec<String>> {
+    Ok(Json(shared.node.snapshots().await?))
+}
+
+async fn space(State(shared): State<Shared>, Json(ids): Json<Vec<String>>) -> Answer<Vec<Space>> {
+    Ok(Json(shared.node.space(&ids).await?))
 }
 
 async fn sample(
     State(shared): State<Shared>,
     Json(ids): Json<Vec<SandboxId>>,
-) -> Answer<Vec<(SandboxId, atoll_wire::node::Sample)>> {
+) -> Answer<Vec<(SandboxId, Sample)>> {
     Ok(Json(shared.node.sample(&ids).await?))
 }
 
@@ -219,16 +262,16 @@ struct Cursor {
     cursor: u64,
 }
 
-async fn ended(
+async fn changes(
     State(shared): State<Shared>,
     Query(query): Query<Cursor>,
-) -> Answer<(u64, Vec<atoll_wire::node::Ended>)> {
-    Ok(Json(shared.node.ended(query.cursor).await?))
+) -> Answer<(u64, Vec<Change>)> {
+    Ok(Json(shared.node.changes(query.cursor).await?))
 }
 
 async fn logs(
     State(shared): State<Shared>,
     Query(query): Query<Cursor>,
-) -> Answer<(u64, Vec<atoll_wire::node::LogLine>)> {
+) -> Answer<(u64, Vec<LogLine>)> {
     Ok(Json(shared.node.logs(query.cursor).await?))
 }

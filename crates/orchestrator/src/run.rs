@@ -6,6 +6,7 @@
 use std::{
     io,
     os::fd::OwnedFd,
+    path::Path,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -15,13 +16,17 @@ use std::{
 
 use async_trait::async_trait;
 use atoll_core::{Error, Result, error::codes, lifecycle};
-use atoll_isolation::{Driver, Limits, Running};
+use atoll_isolation::{Driver, Dumped, Limits, Running};
 use atoll_network::Slot;
 use atoll_proxy::{Access, Target};
 use atoll_storage::Disk;
 use atoll_wire::{log::LogLevel, node::Sample};
 use jiff::Timestamp;
-use tokio::{net::TcpStream, task::JoinHandle};
+use tokio::{
+    net::TcpStream,
+    sync::{OwnedRwLockWriteGuard, RwLock},
+    task::JoinHandle,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -48,6 +53,11 @@ pub(crate) struct Run {
     slot: Mutex<Option<Arc<Slot>>>,
     disk: Mutex<Option<Arc<Disk>>>,
     frozen: AtomicBool,
+    /// Held by who connects to it, and alone while nobody may.
+    gate: Arc<RwLock<()>>,
+    shut: Mutex<Option<OwnedRwLockWriteGuard<()>>>,
+    /// Its memory was written, and it is stopped for that.
+    dumped: Mutex<Option<Dumped>>,
     log: SandboxLog,
     /// The pipe with its envd's log, until somebody reads it.
     pipe: Mutex<Option<OwnedFd>>,
@@ -77,6 +87,9 @@ impl Run {
             slot: Mutex::new(slot.map(Arc::new)),
             disk: Mutex::new(Some(Arc::new(parts.disk))),
             frozen: AtomicBool::new(false),
+            gate: Arc::default(),
+            shut: Mutex::default(),
+            dumped: Mutex::default(),
             log,
             pipe: Mutex::new(pipe),
             reading: Mutex::default(),
@@ -90,6 +103,11 @@ impl Run {
     /// What the journal is to know of it.
     pub(crate) fn entry(&self) -> &RunEntry {
         &self.entry
+    }
+
+    /// Its limits.
+    pub(crate) fn limits(&self) -> Limits {
+        self.limits
     }
 
     /// Whether its processes run.
@@ -142,16 +160,53 @@ impl Run {
     /// Stops its processes.
     pub(crate) async fn freeze(&self, driver: &dyn Driver) -> Result<()> {
         let running = self.running.as_ref().ok_or_else(dead)?;
-        driver.freeze(running).await?;
-        self.frozen.store(true, Ordering::SeqCst);
+        let frozen = driver.freeze(running).await;
+        match frozen {
+            Ok(()) => self.frozen.store(true, Ordering::SeqCst),
+            Err(_) => drop(lock(&self.shut).take()),
+        }
+        frozen
+    }
+
+    /// Waits for connections that are being made to it, and makes later ones wait until it is thawed.
+    pub(crate) async fn shut(&self) {
+        if lock(&self.shut).is_none() {
+            let guard = self.gate.clone().write_owned().await;
+            *lock(&self.shut) = Some(guard);
+        }
+    }
+
+    /// Writes the memory of the frozen processes to `images`; they stay stopped until they are
+    /// thawed, ended, or [let go](Self::let_go).
+    pub(crate) async fn dump(&self, driver: &dyn Driver, images: &Path) -> Result<()> {
+        let running = self.running.as_ref().ok_or_else(dead)?;
+        let dumped = driver.dump(running, images).await?;
+        *lock(&self.dumped) = Some(dumped);
         Ok(())
+    }
+
+    /// Lets go of what was dumped, if it was: it is frozen as before.
+    ///
+    /// # Errors
+    /// `CHECKPOINT_FAILED` when it may run.
+    pub(crate) async fn let_go(&self) -> Result<()> {
+        let dumped = lock(&self.dumped).take();
+        let Some(dumped) = dumped else { return Ok(()) };
+        let released = dumped.release().await;
+        if released.is_err() {
+            self.frozen.store(false, Ordering::SeqCst);
+        }
+        released
     }
 
     /// Lets them go on.
     pub(crate) async fn thaw(&self, driver: &dyn Driver) -> Result<()> {
         let running = self.running.as_ref().ok_or_else(dead)?;
+        // Whether it is frozen after that does not matter.
+        let _ = self.let_go().await;
         driver.thaw(running).await?;
         self.frozen.store(false, Ordering::SeqCst);
+        drop(lock(&self.shut).take());
         Ok(())
     }
 
@@ -184,6 +239,9 @@ impl Run {
     async fn end_processes(&self, running: &Running) {
         let pid = running.process.pid();
         self.kill();
+        if let Err(cause) = self.let_go().await {
+            tracing::debug!(pid, %cause, "a dump ended with its sandbox");
+        }
         // It is reaped only when it has been moved: its number could be another's by then.
         let moving = lock(&self.setting_apart).take();
         if let Some(moving) = moving
@@ -294,8 +352,12 @@ impl Door {
 #[async_trait]
 impl Target for Door {
     async fn dial(&self, port: u16) -> io::Result<TcpStream> {
-        let slot = lock(&self.run.slot).clone().ok_or(io::ErrorKind::NotConnected)?;
-        slot.connect(port).await
+        let connected = self.closed.run_until_cancelled(async {
+            let _open = self.run.gate.read().await;
+            let slot = lock(&self.run.slot).clone().ok_or(io::ErrorKind::NotConnected)?;
+            slot.connect(port).await
+        });
+        connected.await.unwrap_or_else(|| Err(io::ErrorKind::NotConnected.into()))
     }
 
     fn ended(&self) -> CancellationToken {

@@ -1,29 +1,40 @@
-//! A sandbox, as the rest of the node sees it: what is known of it, and how to ask something of it.
+//! A sandbox, as the rest of the node sees it: how to ask something of it, and how that is remembered.
 //!
 //! Requests go to its [`Lifecycle`] at once, which says what is to be done; its owner (`owner`) does
 //! it. So nobody but the owner touches what is on the host, with one exception: a kill ends the
 //! processes itself, so that whatever the owner is at comes to an end.
+//!
+//! What can be seen of it changes when the journal has it, never sooner, and with each change its
+//! revision grows.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+#[cfg(test)]
+mod tests;
+
+use std::{
+    mem,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use atoll_core::{
     Error, Result, SandboxId,
     error::codes,
-    lifecycle::{self, Lifecycle, Request, Saved, Seen, State, Step, Verdict},
+    lifecycle::{self, Kept, Lifecycle, Request, Saved, Seen, State, Step, Verdict},
 };
 use atoll_isolation::Limits;
-use atoll_wire::{
-    log::LogLevel,
-    node::{CreateTimings, Created, EndReason, NodeSandbox, SandboxRecord},
-};
+use atoll_storage::Lease;
+use atoll_wire::node::{Change, Created, Deadline, EndReason, NodeSandbox};
 use jiff::Timestamp;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    deadline,
+    events::Events,
     journal::{Entry, Journal, outlives_machine},
+    known::{Answer, Doing, Known, Reply},
     logs::SandboxLog,
     run::{Door, Run},
+    start,
 };
 
 /// A sandbox of this node.
@@ -32,6 +43,7 @@ pub struct Sandbox {
     pub(crate) limits: Limits,
     pub(crate) log: SandboxLog,
     journal: Journal,
+    events: Arc<Events>,
     known: Mutex<Known>,
     /// Held while its file in the journal is written. Outside of `known`.
     writing: Arc<tokio::sync::Mutex<()>>,
@@ -43,151 +55,94 @@ pub struct Sandbox {
     pub(crate) killed: CancellationToken,
 }
 
-/// What is known of a sandbox now.
-pub(crate) struct Known {
-    pub(crate) lifecycle: Lifecycle,
-    pub(crate) record: SandboxRecord,
-    /// Empty before its envd has answered.
-    pub(crate) envd_version: String,
-    pub(crate) timings: CreateTimings,
-    pub(crate) run: Option<Arc<Run>>,
-    /// The way in, while it may be reached.
-    door: Option<Arc<Door>>,
-    /// Why it ends, if it does.
-    pub(crate) reason: EndReason,
-    /// Somebody may have been told of it.
-    pub(crate) is_public: bool,
-    /// Its file is gone, and is not to be written again.
-    is_forgotten: bool,
-    /// Its owner has left.
-    is_over: bool,
-    asked: Vec<Asked>,
+/// What a sandbox uses of its node.
+pub(crate) struct Surroundings {
+    pub(crate) limits: Limits,
+    pub(crate) log: SandboxLog,
+    pub(crate) journal: Journal,
+    pub(crate) events: Arc<Events>,
 }
-
-/// A request under way.
-struct Asked {
-    request: Request,
-    error: Option<Error>,
-    answer: watch::Sender<Option<Result<()>>>,
-}
-
-pub(crate) type Answer = watch::Receiver<Option<Result<()>>>;
 
 /// What becomes of a request.
 enum Outcome {
-    Now(Result<()>),
-    Then(Answer),
+    /// It is refused.
+    Refused(Error),
+    /// It is so already.
+    IsSo(Box<Reply>),
+    /// To be answered.
+    Then(How, Answer),
     AskAgain(watch::Receiver<u64>),
 }
 
-impl Known {
-    fn new(lifecycle: Lifecycle, record: SandboxRecord) -> Self {
-        Self {
-            lifecycle,
-            record,
-            envd_version: String::new(),
-            timings: CreateTimings::default(),
-            run: None,
-            door: None,
-            reason: EndReason::Died,
-            is_public: false,
-            is_forgotten: false,
-            is_over: false,
-            asked: Vec::new(),
-        }
-    }
+/// What came of a request.
+pub(crate) struct Came {
+    pub(crate) reply: Reply,
+    pub(crate) how: How,
+}
 
-    fn expect(&mut self, request: Request) -> Answer {
-        let (answer, receiver) = watch::channel(None);
-        self.asked.push(Asked { request, error: None, answer });
-        receiver
-    }
-
-    /// Says that whatever is under way has failed, apart from kills: those do not.
-    fn fail(&mut self, error: &Error) {
-        for asked in &mut self.asked {
-            if asked.request != Request::Kill {
-                asked.error.get_or_insert_with(|| error.clone());
-            }
-        }
-    }
-
-    /// Tells those who asked what came of it.
-    fn answer(&mut self) {
-        let state = self.lifecycle.state();
-        for Asked { request, error, answer } in self.asked.drain(..) {
-            let is_so = match request {
-                Request::Pause(_) => matches!(state, State::Paused(_)),
-                Request::Resume => state == State::Running,
-                Request::Snapshot | Request::Kill => true,
-            };
-            let outcome = match error {
-                Some(error) => Err(error),
-                None if is_so => Ok(()),
-                None => Err(Error::new(codes::INTERNAL, "the request was undone.")),
-            };
-            // Those who asked may have left.
-            answer.send_replace(Some(outcome));
-        }
-    }
-
-    /// Lets nobody in any more.
-    pub(crate) fn close(&mut self) {
-        if let Some(door) = self.door.take() {
-            door.close();
-        }
-    }
-
-    fn open(&mut self) {
-        if self.door.is_none() && self.lifecycle.state() == State::Running {
-            self.door = self.run.clone().map(|run| Arc::new(Door::new(run)));
-        }
-    }
+/// How it came to be so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum How {
+    /// By this request.
+    Begun,
+    /// By one that was under way.
+    Joined,
+    /// It was so already.
+    WasSo,
 }
 
 impl Sandbox {
-    /// A sandbox to be made.
-    pub(crate) fn create(
-        record: SandboxRecord,
-        limits: Limits,
-        journal: Journal,
-        log: SandboxLog,
-    ) -> Self {
-        Self::with(Known::new(Lifecycle::create(), record), limits, journal, log)
-    }
-
-    /// A sandbox that an earlier run of the node made.
-    pub(crate) fn adopt(
+    /// A sandbox that is to be made, or that an earlier run of the node made.
+    pub(crate) fn new(
         entry: Entry,
         lifecycle: Lifecycle,
-        limits: Limits,
-        journal: Journal,
-        log: SandboxLog,
+        lease: Option<Lease>,
+        around: Surroundings,
     ) -> Self {
-        let is_public = entry.state != State::Starting;
-        let is_ending = entry.state == State::Ending;
-        let known = Known {
-            envd_version: entry.envd_version,
-            // Why it ends is not in the journal; most are killed.
-            reason: if is_ending { EndReason::Killed } else { EndReason::Died },
-            is_public,
-            ..Known::new(lifecycle, entry.record)
-        };
-        Self::with(known, limits, journal, log)
-    }
-
-    fn with(known: Known, limits: Limits, journal: Journal, log: SandboxLog) -> Self {
+        let Surroundings { limits, log, journal, events } = around;
         Self {
-            id: known.record.id.clone(),
+            id: entry.record.id.clone(),
             limits,
             log,
             journal,
-            known: Mutex::new(known),
+            events,
+            known: Mutex::new(Known::new(lifecycle, entry, lease)),
             writing: Arc::default(),
             wake: Notify::new(),
             progress: watch::Sender::new(0),
             killed: CancellationToken::new(),
         }
+    }
+
+    /// One that an earlier run of the node made, of which no more is known yet than its entry, until it
+    /// is [`seen`](Self::seen).
+    pub(crate) fn remembered(entry: Entry, lease: Option<Lease>, around: Surroundings) -> Self {
+        let nothing = Seen { run: lifecycle::Run::None, saved: Saved::None };
+        let sandbox =
+            Self::new(entry.clone(), Lifecycle::adopt(entry.state, nothing), lease, around);
+        sandbox.known().is_unseen = true;
+        sandbox
+    }
+
+    /// What there is of it has been found, and it goes on from there.
+    pub(crate) fn seen(&self, run: Option<Run>, saved: Saved) {
+        let run = run.map(Arc::new);
+        let has_lost_memory = {
+            let mut known = self.known();
+            known.see(run.clone(), saved);
+            if known.is_killed {
+                known.lifecycle.ask(Request::Kill);
+                run.iter().for_each(|run| run.kill());
+            }
+            mem::take(&mut known.entry.has_lost_memory)
+        };
+        if has_lost_memory {
+            self.report_lost_memory();
+        }
+        if run.is_some_and(|run| run.begin_reading()) {
+            self.report_adopted();
+        }
+        self.advance();
     }
 
     /// Its id.
@@ -207,17 +162,13 @@ impl Sandbox {
     /// What the control plane may know of it; nothing before it has run.
     pub fn describe(&self) -> Option<NodeSandbox> {
         let known = self.known();
-        known.is_public.then(|| NodeSandbox {
-            record: known.record.clone(),
-            envd_version: known.envd_version.clone(),
-            state: known.lifecycle.state(),
-        })
+        known.is_public.then(|| known.describe())
     }
 
     /// What the create is answered.
     pub(crate) fn created(&self) -> Created {
         let known = self.known();
-        Created { envd_version: known.envd_version.clone(), timings: known.timings }
+        Created { sandbox: known.describe(), timings: known.timings }
     }
 
     /// The way in, if it runs.
@@ -230,57 +181,82 @@ impl Sandbox {
         self.known().run.clone()
     }
 
-    pub(crate) fn end_at(&self) -> Timestamp {
-        self.known().record.end_at
-    }
-
     /// Expects the create that has begun.
     pub(crate) fn expect_create(&self) -> Answer {
         // It is to run in the end, as after a resume.
         self.known().expect(Request::Resume)
     }
 
-    /// Moves its deadline, and remembers that; whether it is there still.
-    pub(crate) async fn set_end(&self, end_at: Timestamp) -> Result<bool> {
-        self.write(move |known| {
-            known.record.end_at = end_at;
-            known.lifecycle.state()
-        })
-        .await
+    /// Moves its deadline.
+    pub(crate) async fn set_end(self: &Arc<Self>, deadline: Deadline) -> Result<NodeSandbox> {
+        let id = self.id.clone();
+        // It has the time of before again in a moment.
+        self.until(|known| !matches!(known.doing, Doing::Rewind(_))).await;
+        let now = self.write(move |known, entry| match entry.state {
+            _ if known.is_killed || known.is_forgotten => Err(refused(&id, State::Ending)),
+            _ if known.is_unseen => Err(unseen(&id)),
+            _ if known.is_between() => Err(refused(&id, State::Snapshotting)),
+            State::Running if known.falls_back => Err(refused(&id, State::Pausing(Kept::Frozen))),
+            State::Running | State::Snapshotting => {
+                Ok(deadline::shift(&mut entry.record, deadline, Timestamp::now()))
+            }
+            state => Err(refused(&id, state)),
+        });
+        let now = now.await?;
+        self.wake.notify_one();
+        Ok(now)
     }
 
     /// Makes a state durable.
-    pub(crate) async fn record(&self, state: State) -> Result<bool> {
-        self.write(move |_| state).await
+    pub(crate) async fn record(self: &Arc<Self>, state: State) -> Result<()> {
+        let written = self.write(move |known, entry| {
+            known.enter(entry, state);
+            Ok(!known.is_forgotten)
+        });
+        written.await.map(drop)
     }
 
-    /// Writes what is known, with the state that `change` gives; false when it is forgotten.
-    async fn write(&self, change: impl FnOnce(&mut Known) -> State) -> Result<bool> {
+    /// Writes what is known, with what `change` does to it if that is anything, and makes it visible.
+    /// Returns the sandbox as it is then.
+    async fn write(
+        self: &Arc<Self>,
+        change: impl FnOnce(&Known, &mut Entry) -> Result<bool>,
+    ) -> Result<NodeSandbox> {
         let writing = self.writing.clone().lock_owned().await;
         let (entry, durable) = {
-            let mut known = self.known();
-            if known.is_forgotten {
-                return Ok(false);
+            let known = self.known();
+            let mut entry = known.entry.clone();
+            entry.run = known.run.as_ref().map(|run| run.entry().clone());
+            if !change(&known, &mut entry)? {
+                return Ok(known.describe());
             }
-            let before = known.lifecycle.state();
-            let state = change(&mut known);
-            let entry = Entry {
-                state,
-                record: known.record.clone(),
-                envd_version: known.envd_version.clone(),
-                run: known.run.as_ref().map(|run| run.entry().clone()),
-            };
-            (entry, outlives_machine(before) || outlives_machine(state))
+            entry.revision += 1;
+            let durable = outlives_machine(known.entry.state) || outlives_machine(entry.state);
+            (entry, durable)
         };
-        let journal = self.journal.clone();
+        let sandbox = self.clone();
         // Written to its end even if the caller leaves, and before the next.
         let written = tokio::task::spawn_blocking(move || {
-            let written = journal.write(&entry, durable);
+            let written = sandbox.journal.write(&entry, durable);
+            let written = written.map(|()| sandbox.show(entry));
             drop(writing);
             written
         });
-        written.await.unwrap_or_else(|error| Err(lost(&error)))?;
-        Ok(true)
+        written.await.unwrap_or_else(|error| Err(lost(&error)))
+    }
+
+    /// Lets everybody see what the journal has.
+    fn show(&self, entry: Entry) -> NodeSandbox {
+        let mut known = self.known();
+        known.is_public |= entry.state == State::Running;
+        known.falls_back &= entry.state == State::Running;
+        known.entry = entry;
+        known.open();
+        let now = known.describe();
+        if known.is_public {
+            self.events.push(Change::Now(now.clone()));
+        }
+        now
     }
 
     /// Removes its file.
@@ -297,21 +273,20 @@ impl Sandbox {
         forgotten.await.unwrap_or_else(|error| Err(lost(&error)))
     }
 
-    /// Asks for something and waits for what becomes of it. It goes on if the caller leaves.
-    pub(crate) async fn ask(&self, request: Request) -> Result<()> {
-        self.ask_with(request, |_| {}).await
-    }
-
-    /// As [`ask`](Self::ask); `begin` is told if it begins.
-    pub(crate) async fn ask_with(
+    /// Asks for something and waits for what becomes of it; `begin` is told if it begins. It goes on
+    /// if the caller leaves.
+    pub(crate) async fn ask(
         &self,
         request: Request,
         begin: impl Fn(&mut Known) + Send,
-    ) -> Result<()> {
+    ) -> Result<Came> {
         loop {
             match self.try_ask(request, &begin) {
-                Outcome::Now(outcome) => return outcome,
-                Outcome::Then(answer) => return answered(answer).await,
+                Outcome::Refused(error) => return Err(error),
+                Outcome::IsSo(reply) => return Ok(Came { reply: *reply, how: How::WasSo }),
+                Outcome::Then(how, answer) => {
+                    return Ok(Came { reply: answered(answer).await?, how });
+                }
                 Outcome::AskAgain(mut progress) => {
                     progress.changed().await.map_err(|_| unanswered())?;
                 }
@@ -321,9 +296,30 @@ impl Sandbox {
 
     fn try_ask(&self, request: Request, begin: impl Fn(&mut Known)) -> Outcome {
         let mut known = self.known();
+        let is_so = |known: &Known| {
+            Outcome::IsSo(Box::new(Reply { sandbox: known.describe(), copied: None }))
+        };
         if known.is_over {
-            let gone = || Err(refused(&self.id, State::Ending));
-            return Outcome::Now(if request == Request::Kill { Ok(()) } else { gone() });
+            return match request {
+                _ if !known.is_forgotten => Outcome::Refused(start::stopping()),
+                Request::Kill => is_so(&known),
+                _ => Outcome::Refused(refused(&self.id, State::Ending)),
+            };
+        }
+        if known.is_unseen {
+            if request != Request::Kill {
+                return Outcome::Refused(unseen(&self.id));
+            }
+            if !known.is_killed {
+                begin(&mut known);
+            }
+            let answer = known.expect(request);
+            drop(known);
+            self.wake.notify_one();
+            return Outcome::Then(How::Begun, answer);
+        }
+        if (known.falls_back || known.is_between()) && request != Request::Kill {
+            return Outcome::AskAgain(self.progress.subscribe());
         }
         match known.lifecycle.ask(request) {
             Verdict::Begin => {
@@ -331,37 +327,63 @@ impl Sandbox {
                 let answer = known.expect(request);
                 drop(known);
                 self.wake.notify_one();
-                Outcome::Then(answer)
+                Outcome::Then(How::Begun, answer)
             }
-            Verdict::Join => Outcome::Then(known.expect(request)),
+            Verdict::Join => Outcome::Then(How::Joined, known.expect(request)),
             // Subscribed under the lock: what is done next is news.
             Verdict::Wait => Outcome::AskAgain(self.progress.subscribe()),
-            Verdict::Done => Outcome::Now(Ok(())),
-            Verdict::Refuse(state) => Outcome::Now(Err(refused(&self.id, state))),
+            Verdict::Done => is_so(&known),
+            Verdict::Refuse(state) => Outcome::Refused(refused(&self.id, state)),
         }
+    }
+
+    /// Pauses it, and waits until it is.
+    pub(crate) async fn pause(&self, kept: Kept) -> Result<Reply> {
+        Ok(self.ask(Request::Pause(kept), begin_pause).await?.reply)
+    }
+
+    /// Begins to pause it, if it runs and nothing is under way; whether it does.
+    pub(crate) fn begin_pause(&self, kept: Kept) -> bool {
+        let outcome = self.try_ask(Request::Pause(kept), begin_pause);
+        matches!(outcome, Outcome::Then(How::Begun, _))
     }
 
     /// Ends it and waits until nothing of it is left.
     pub(crate) async fn kill(&self, reason: EndReason) -> Result<()> {
-        self.ask_with(Request::Kill, |known| {
-            known.fail(&Error::new(codes::SANDBOX_GONE, "the sandbox was ended meanwhile."));
-            known.reason = reason;
-            // Before its processes are killed.
-            known.close();
-            self.killed.cancel();
-            if let Some(run) = &known.run {
-                run.kill();
-            }
-        })
-        .await
+        self.ask(Request::Kill, |known| self.end(known, reason)).await.map(drop)
+    }
+
+    /// Begins to end it.
+    pub(crate) fn begin_kill(&self, reason: EndReason) {
+        drop(self.try_ask(Request::Kill, |known| self.end(known, reason)));
+    }
+
+    fn end(&self, known: &mut Known, reason: EndReason) {
+        known.fail(&refused(&self.id, State::Ending));
+        known.reason = Some(reason);
+        known.is_killed = true;
+        known.falls_back = false;
+        // Before its processes are killed.
+        known.close();
+        self.killed.cancel();
+        if let Some(run) = &known.run {
+            run.kill();
+        }
     }
 
     /// The owner's next step. With none, whoever waits is answered.
     pub(crate) fn take_step(&self) -> Option<Step> {
         let mut known = self.known();
-        let step = known.lifecycle.take_step();
+        let mut step = known.lifecycle.take_step();
+        if step.is_none() && known.falls_back {
+            match known.lifecycle.ask(Request::Pause(Kept::Frozen)) {
+                Verdict::Begin => step = known.lifecycle.take_step(),
+                _ => known.falls_back = false,
+            }
+        }
         if step.is_none() {
             known.answer();
+            known.doing = Doing::Nothing;
             known.is_over = known.is_forgotten;
             drop(known);
             self.advance();
@@ -374,15 +396,24 @@ impl Sandbox {
         self.known().is_over
     }
 
+    /// Its owner leaves it as it is, because the node is stopping.
+    pub(crate) fn leave(&self) {
+        let error = start::stopping();
+        {
+            let mut known = self.known();
+            known.is_over = true;
+            known.abandon(&error);
+        }
+        self.advance();
+    }
+
     /// The step has succeeded.
     pub(crate) fn done(&self, step: Step) {
         {
             let mut known = self.known();
             known.lifecycle.done();
-            known.is_public |= step == Step::Record(State::Running);
-            if !self.killed.is_cancelled() {
-                known.open();
-            }
+            // One that was taken up runs on, and nothing is recorded.
+            known.open();
             if step == Step::Answer {
                 known.answer();
             }
@@ -390,57 +421,49 @@ impl Sandbox {
         self.advance();
     }
 
-    /// The step has failed, or with none in hand its processes have died; `look` says what is left.
+    /// The step has failed, or with none in hand its processes have died; `saved` says what is saved.
     pub(crate) fn failed(&self, error: &Error, saved: Saved) {
         {
             let mut known = self.known();
-            known.fail(error);
+            let has_no_checkpoint = error.code == codes::CHECKPOINT_FAILED
+                && known.lifecycle.state() == State::Pausing(Kept::Checkpoint);
+            known.falls_back = has_no_checkpoint && !known.is_killed;
+            if !known.falls_back {
+                known.fail(error);
+            }
+            if known.end_rewind() {
+                self.events.push(Change::Now(known.describe()));
+            }
             let run = known.run.as_ref().map_or(lifecycle::Run::None, |run| run.look());
             known.lifecycle.failed(Seen { run, saved });
         }
         self.advance();
     }
 
+    /// Waits until nothing is under way.
+    pub(crate) async fn settled(&self) {
+        self.until(|known| !known.is_unseen && known.lifecycle.is_settled()).await;
+    }
+
+    async fn until(&self, condition: impl Fn(&Known) -> bool) {
+        let mut progress = self.progress.subscribe();
+        while !condition(&self.known()) {
+            // Its sender is ours.
+            let _ = progress.changed().await;
+        }
+    }
+
     fn advance(&self) {
         self.progress.send_modify(|count| *count += 1);
     }
+}
 
-    /// Says in its log that it runs, and how long that took.
-    pub(crate) fn report_start(&self) {
-        let (template, timings) = {
-            let known = self.known();
-            (known.record.template.to_string(), known.timings)
-        };
-        self.log.say(
-            LogLevel::Info,
-            "Sandbox started",
-            [
-                ("event_type", "sandbox_start".to_owned()),
-                ("template", template),
-                ("cpu_count", self.limits.vcpu.to_string()),
-                ("memory_bytes", self.limits.memory.to_string()),
-                ("take_us", timings.take_us.to_string()),
-                ("start_us", timings.start_us.to_string()),
-                ("init_us", timings.init_us.to_string()),
-            ],
-        );
-    }
-
-    /// Says in its log how it ended.
-    pub(crate) fn report_end(&self, reason: EndReason) {
-        let (level, how) = match reason {
-            EndReason::Killed => (LogLevel::Info, "killed"),
-            EndReason::Expired => (LogLevel::Info, "expired"),
-            EndReason::Died => (LogLevel::Error, "died"),
-            EndReason::Shutdown => (LogLevel::Warn, "shutdown"),
-        };
-        let fields = [("event_type", "sandbox_end".to_owned()), ("reason", how.to_owned())];
-        self.log.say(level, "Sandbox ended", fields);
-    }
+fn begin_pause(known: &mut Known) {
+    known.doing = Doing::Pause(Timestamp::now());
 }
 
 /// Waits for what becomes of a request.
-pub(crate) async fn answered(mut answer: Answer) -> Result<()> {
+pub(crate) async fn answered(mut answer: Answer) -> Result<Reply> {
     let answered = answer.wait_for(Option::is_some).await;
     let outcome = answered.ok().and_then(|outcome| outcome.clone());
     outcome.unwrap_or_else(|| Err(unanswered()))
@@ -448,11 +471,17 @@ pub(crate) async fn answered(mut answer: Answer) -> Result<()> {
 
 fn refused(id: &SandboxId, state: State) -> Error {
     match state {
-        State::Ending => Error::new(codes::SANDBOX_GONE, format!("sandbox {id} is being ended.")),
-        State::Paused(_) => Error::new(codes::CONFLICT, format!("sandbox {id} is paused."))
-            .with_fix("Resume it first."),
-        _ => Error::new(codes::CONFLICT, format!("sandbox {id} is between two states.")),
+        State::Ending => {
+            Error::new(codes::SANDBOX_ENDING, format!("sandbox {id} is being killed."))
+        }
+        State::Paused(_) => Error::new(codes::SANDBOX_PAUSED, format!("sandbox {id} is paused.")),
+        _ => Error::new(codes::SANDBOX_BUSY, format!("sandbox {id} is between two states.")),
     }
+}
+
+fn unseen(id: &SandboxId) -> Error {
+    let message = format!("sandbox {id} is still looked for, after the node has started again.");
+    Error::new(codes::SANDBOX_BUSY, message)
 }
 
 fn unanswered() -> Error {

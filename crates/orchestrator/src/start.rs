@@ -2,10 +2,11 @@
 
 use std::{
     path::{Path, PathBuf},
+    slice,
     time::Instant,
 };
 
-use atoll_core::{Error, Result, error::codes};
+use atoll_core::{Error, LayerId, Result, error::codes};
 use atoll_isolation::{Limits, Running, Spec};
 use atoll_network::Slot;
 use atoll_storage::{BuildManifest, Disk, Saved};
@@ -14,10 +15,11 @@ use atoll_wire::{
     node::{CreateTimings, SandboxRecord},
 };
 use jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     guest,
-    journal::RunEntry,
+    journal::{Memory, RunEntry},
     run::{Parts, Run},
     sandbox::Sandbox,
     service::Inner,
@@ -26,6 +28,8 @@ use crate::{
 /// Where the runtime layer has envd.
 const ENVD_PATH: &str = "/usr/bin/envd";
 const MIB: u64 = 1024 * 1024;
+/// What CRIU writes beside a restore: its log, for the most part. Bytes.
+const RESTORE_WORK: u64 = 4 * MIB;
 
 /// A run that has begun.
 pub(crate) struct Started {
@@ -44,56 +48,73 @@ pub(crate) fn limits(inner: &Inner, record: &SandboxRecord) -> Limits {
     }
 }
 
-/// Starts a run of a sandbox, on a copy of the disk that is saved or else on an empty one. On failure
-/// nothing is left; run it to its end, which a kill of the sandbox brings near.
-pub(crate) async fn start(
-    inner: &Inner,
-    sandbox: &Sandbox,
-    record: &SandboxRecord,
-    saved: Option<&Saved>,
-) -> Result<Started> {
-    let build = inner.storage.build(&record.build).await?.ok_or_else(|| {
-        Error::new(
-            codes::TEMPLATE_MISSING,
-            format!(
-                "the node does not have build {} of template {}.",
-                record.build, record.template
-            ),
-        )
-    })?;
+/// What a run starts from.
+pub(crate) enum Source {
+    /// The template, and an empty disk.
+    Nothing,
+    /// A copy of a saved disk.
+    Disk(Saved),
+    /// A copy of a saved disk, and the checkpoint that goes with it.
+    Checkpoint(Saved, Memory),
+}
+
+/// Starts a run of a sandbox. On failure nothing is left; run it to its end, which a kill of the
+/// sandbox brings near, and the node's shutdown.
+pub(crate) async fn start(inner: &Inner, sandbox: &Sandbox, source: Source) -> Result<Started> {
+    let (record, build) = {
+        let known = sandbox.known();
+        (known.entry.record.clone(), known.entry.build.clone())
+    };
     let mut timings = CreateTimings::default();
     let mut watch = Stopwatch::start();
 
     let disk_bytes = u64::from(record.resources.disk_mb) * MIB;
     let disk = async {
-        match saved {
-            Some(saved) => inner.storage.branch(saved, disk_bytes).await,
-            None => inner.storage.take_disk(disk_bytes).await,
+        match &source {
+            Source::Nothing => inner.storage.take_disk(disk_bytes).await,
+            Source::Disk(saved) | Source::Checkpoint(saved, _) => {
+                inner.storage.branch(saved, disk_bytes).await
+            }
         }
     };
     let (slot, disk) = tokio::join!(inner.network.take(), disk);
     // Either is given back by its drop when the other failed.
     let (slot, disk) = (slot?, disk?);
-    if has_no_internet(record) {
+    if has_no_internet(&record) {
         slot.set_internet(false).await?;
     }
     timings.take_us = watch.lap();
 
     let control_secret = control_secret()?;
     let limits = sandbox.limits;
-    let running = boot(inner, record, &build, &slot, &disk, limits, &control_secret).await?;
+    let place = Place { record: &record, slot: &slot, disk: &disk, limits };
+    let mut settings = settings(&record, &build);
+    let (running, secret, stack) = match source {
+        Source::Checkpoint(saved, then) => {
+            settings = InitRequest {
+                sandbox_id: Some(record.id.to_string()),
+                template_id: Some(record.template.to_string()),
+                control_secret: Some(control_secret.clone()),
+                limits: Some(guest_limits(limits)),
+                ..settings
+            };
+            let running = restore(inner, sandbox, &place, &saved, &then.stack).await?;
+            (running, then.control_secret, then.stack)
+        }
+        Source::Nothing | Source::Disk(_) => {
+            let stack = [&build.layers[..], slice::from_ref(&inner.options.runtime_layer)].concat();
+            (boot(inner, &place, &stack, &control_secret).await?, control_secret.clone(), stack)
+        }
+    };
     timings.start_us = watch.lap();
 
-    let settings = settings(record, &build);
     let answer = tokio::select! {
-        answer = guest::init(&slot, &control_secret, &settings) => answer,
+        answer = guest::init(&slot, &secret, &settings) => answer,
         _ = running.process.ended() => Err(Error::new(
             codes::SANDBOX_START_FAILED,
             "envd ended before it answered; its memory limit may be too small.",
         )),
-        () = sandbox.killed.cancelled() => {
-            Err(Error::new(codes::SANDBOX_GONE, "the sandbox was ended meanwhile."))
-        }
+        error = unwanted(inner, sandbox) => Err(error),
     };
     timings.init_us = watch.lap();
     let envd_version = match answer {
@@ -107,10 +128,25 @@ pub(crate) async fn start(
         identity: running.identity(),
         slot: slot.index(),
         disk: disk.name().to_owned(),
-        control_secret,
+        memory: Memory { stack, control_secret },
     };
     let parts = Parts { entry, limits, processes: Some((running, slot)), disk };
     Ok(Started { run: Run::new(parts, sandbox.log.clone()), envd_version, timings })
+}
+
+/// Why nothing begins any more.
+pub(crate) fn stopping() -> Error {
+    Error::new(codes::NODE_UNAVAILABLE, "the node is shutting down.")
+}
+
+/// Waits until a run that is being started is wanted no more, and says why.
+async fn unwanted(inner: &Inner, sandbox: &Sandbox) -> Error {
+    tokio::select! {
+        () = sandbox.killed.cancelled() => {
+            Error::new(codes::SANDBOX_ENDING, "the sandbox was killed meanwhile.")
+        }
+        () = inner.stopping.cancelled() => stopping(),
+    }
 }
 
 /// Whether a sandbox is cut off.
@@ -118,40 +154,79 @@ pub(crate) fn has_no_internet(record: &SandboxRecord) -> bool {
     record.allow_internet_access == Some(false)
 }
 
+/// Where a run is to be.
+struct Place<'a> {
+    record: &'a SandboxRecord,
+    slot: &'a Slot,
+    disk: &'a Disk,
+    limits: Limits,
+}
+
+impl Place<'_> {
+    fn spec(&self, inner: &Inner, stack: &[LayerId]) -> Spec<'_> {
+        Spec {
+            id: &self.record.id,
+            place: self.slot.into(),
+            layers: stack.iter().map(|layer| inner.storage.layer_dir(layer)).collect(),
+            disk: disk_directory(self.disk),
+            limits: self.limits,
+            exec: vec![ENVD_PATH.to_owned()],
+            stdin: String::new(),
+            listen: ENVD_PORT,
+        }
+    }
+}
+
 async fn boot(
     inner: &Inner,
-    record: &SandboxRecord,
-    build: &BuildManifest,
-    slot: &Slot,
-    disk: &Disk,
-    limits: Limits,
+    place: &Place<'_>,
+    stack: &[LayerId],
     secret: &str,
 ) -> Result<Running> {
     let boot = BootConfig {
         control_secret: secret.to_owned(),
-        sandbox_id: record.id.to_string(),
-        template_id: record.template.to_string(),
-        limits: Some(GuestLimits { vcpu: limits.vcpu, memory: limits.memory }),
+        sandbox_id: place.record.id.to_string(),
+        template_id: place.record.template.to_string(),
+        limits: Some(guest_limits(place.limits)),
     };
     let stdin = serde_json::to_string(&boot)
         .map_err(|error| Error::new(codes::INTERNAL, format!("envd's settings: {error}.")))?;
-    let layers = build
-        .layers
-        .iter()
-        .chain([&inner.options.runtime_layer])
-        .map(|layer| inner.storage.layer_dir(layer))
-        .collect();
-    let spec = Spec {
-        id: &record.id,
-        slot,
-        layers,
-        disk: disk_directory(disk),
-        limits,
-        exec: vec![ENVD_PATH.to_owned()],
-        stdin,
-        listen: ENVD_PORT,
+    inner.driver.start(Spec { stdin, ..place.spec(inner, stack) }).await
+}
+
+async fn restore(
+    inner: &Inner,
+    sandbox: &Sandbox,
+    place: &Place<'_>,
+    saved: &Saved,
+    stack: &[LayerId],
+) -> Result<Running> {
+    // A directory of its own that no crash leaves behind for long.
+    let name = format!("{}-restore", place.record.id);
+    let work = inner.storage.begin_saved(&name, RESTORE_WORK, RESTORE_WORK).await?;
+    let spec = place.spec(inner, stack);
+    let (images, given_up) = (saved.memory_dir(), CancellationToken::new());
+    let mut restoring = inner.driver.restore(spec, &images, &work, &given_up);
+    let restored = tokio::select! {
+        restored = &mut restoring => restored,
+        error = unwanted(inner, sandbox) => {
+            given_up.cancel();
+            // The processes end before what they live in does.
+            match restoring.await {
+                Ok(running) => undo(running).await,
+                Err(cause) => tracing::debug!(%cause, "a restore was given up"),
+            }
+            Err(error)
+        }
     };
-    inner.driver.start(spec).await
+    if let Err(error) = inner.storage.drop_saved(&name).await {
+        tracing::warn!(name, %error, "what a restore wrote stays until the next start");
+    }
+    restored
+}
+
+fn guest_limits(limits: Limits) -> GuestLimits {
+    GuestLimits { vcpu: limits.vcpu, memory: limits.memory }
 }
 
 /// The directory that holds a disk's `upper` and `work`.
@@ -171,12 +246,17 @@ fn settings(record: &SandboxRecord, build: &BuildManifest) -> InitRequest {
     }
 }
 
-/// Ends processes that are of no use without the rest.
-pub(crate) async fn undo(running: Running) {
+/// Kills processes that are of no use without the rest.
+pub(crate) fn kill(running: &Running) {
     if let Err(cause) = running.kill() {
         tracing::error!(%cause, "a sandbox of no use could not be ended");
     }
     running.cgroup.kill();
+}
+
+/// As [`kill`], and waits until nothing of them is left.
+pub(crate) async fn undo(running: Running) {
+    kill(&running);
     if let Err(cause) = running.process.wait().await {
         tracing::error!(%cause, "a sandbox of no use could not be waited for");
     }

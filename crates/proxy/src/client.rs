@@ -8,7 +8,7 @@ use std::{
 };
 
 use atoll_core::{Error, Result, error::codes};
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use tokio::{net::TcpListener, task::JoinHandle};
 
 use crate::{
@@ -17,6 +17,7 @@ use crate::{
     engine::{Engine, NodeHop, Visit},
     reply::{self, Failure},
     server::{self, Cleartext, Handler, Lifecycle, Peer},
+    wake::{self, Refusal, Wakes},
 };
 
 /// What a client proxy needs.
@@ -49,6 +50,7 @@ impl Service {
         })?;
         let lifecycle = Lifecycle::default();
         let edge = Arc::new(Edge {
+            wakes: Wakes::new(Arc::clone(&options.directory), lifecycle.clone()),
             directory: options.directory,
             engine: Engine::new(lifecycle.clone()),
             nodes: Mutex::default(),
@@ -106,15 +108,59 @@ async fn serve(
 /// What answers clients: it finds the sandbox that a request is for and forwards.
 pub struct Edge {
     directory: Arc<dyn Directory>,
+    wakes: Arc<Wakes>,
     engine: Engine,
     /// Other nodes' proxies met so far, kept because idle connections belong to them.
     nodes: Mutex<HashMap<SocketAddr, Arc<NodeHop>>>,
+}
+
+/// Where a sandbox runs that is awake.
+enum Place {
+    Here(Arc<dyn Target>),
+    Node(Arc<dyn Target>, HeaderValue),
 }
 
 impl Edge {
     fn node(&self, address: SocketAddr) -> Arc<dyn Target> {
         let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(nodes.entry(address).or_insert_with(|| Arc::new(NodeHop::new(address)))) as _
+    }
+
+    /// Where the sandbox runs, woken for this request if it was asleep. Takes as long as that does.
+    async fn find(
+        &self,
+        visit: &Visit,
+        headers: &HeaderMap,
+    ) -> std::result::Result<Place, Refusal> {
+        let id = &visit.destination.sandbox;
+        let mut attempts = 0..wake::ATTEMPTS;
+        loop {
+            match self.directory.locate(id).await.map_err(Refusal::Error)? {
+                None => return Err(Refusal::Failure(Failure::NotFound)),
+                Some(Location::Here(target)) => return Ok(Place::Here(target)),
+                Some(Location::Node { address, token }) => {
+                    let token = HeaderValue::from_str(&token).map_err(|_| {
+                        tracing::error!(%address, "the token of a node cannot be sent as a header");
+                        Refusal::Failure(Failure::NodeUnreachable)
+                    })?;
+                    return Ok(Place::Node(self.node(address), token));
+                }
+                Some(Location::Soon) => tokio::time::sleep(wake::LOOK_AGAIN).await,
+                Some(Location::Asleep(asleep)) => {
+                    if !wake::may_wake(&asleep, visit.destination.port, headers) {
+                        return Err(Refusal::Failure(Failure::ResumeDenied));
+                    }
+                    // It may be paused again before this request comes to it.
+                    if attempts.next().is_none() {
+                        return Err(Refusal::Failure(Failure::Transitioning));
+                    }
+                    match self.wakes.wake(id).await {
+                        Ok(()) | Err(Refusal::Failure(Failure::Transitioning)) => {}
+                        Err(refusal) => return Err(refusal),
+                    }
+                }
+            }
+        }
     }
 }
 
@@ -124,18 +170,15 @@ impl Handler for Edge {
             Ok(visit) => visit,
             Err(answer) => return *answer,
         };
-        match self.directory.locate(&visit.destination.sandbox).await {
-            Ok(None) => visit.fail(Failure::NotFound),
-            Ok(Some(Location::Here(target))) => self.engine.to_guest(target, &visit, request).await,
-            Ok(Some(Location::Node { address, token })) => {
-                let Ok(token) = HeaderValue::from_str(&token) else {
-                    tracing::error!(%address, "the token of a node cannot be sent as a header");
-                    return visit.fail(Failure::NodeUnreachable);
-                };
-                self.engine.to_node(self.node(address), &token, &visit, request).await
+        let found = tokio::time::timeout(wake::HOLD, self.find(&visit, request.headers())).await;
+        match found.unwrap_or(Err(Refusal::Failure(Failure::Transitioning))) {
+            Ok(Place::Here(target)) => self.engine.to_guest(target, &visit, request).await,
+            Ok(Place::Node(node, token)) => {
+                self.engine.to_node(node, &token, &visit, request).await
             }
-            Err(error) => {
-                tracing::error!(%error, sandbox = %visit.destination.sandbox, "cannot locate");
+            Err(Refusal::Failure(failure)) => visit.fail(failure),
+            Err(Refusal::Error(error)) => {
+                tracing::error!(%error, sandbox = %visit.destination.sandbox, "cannot locate or wake");
                 reply::unlocated(&error)
             }
         }

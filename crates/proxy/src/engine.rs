@@ -29,7 +29,8 @@ use crate::{
     server::{Lifecycle, Peer},
 };
 
-const TRAFFIC_TOKEN: &str = "e2b-traffic-access-token";
+/// The header for the token of a private sandbox.
+pub(crate) const TRAFFIC_TOKEN: &str = "e2b-traffic-access-token";
 
 /// The engine of one proxy.
 pub(crate) struct Engine {
@@ -74,7 +75,7 @@ impl Visit {
 
     /// The answer when the request cannot be served.
     pub(crate) fn fail(&self, failure: Failure) -> Response<Body> {
-        reply::failed(failure, &self.destination.sandbox, self.destination.port, self.audience)
+        reply::failed(&failure, &self.destination.sandbox, self.destination.port, self.audience)
     }
 
     /// Checks the traffic token, which envd's port does not need: envd has a token of its own.

@@ -4,7 +4,8 @@
 //! [`Directory`] where that sandbox runs: in this process, and then the request goes straight to
 //! it, or on another node, and then it goes to that node's [`node`] proxy, which finds the sandbox
 //! among its own ([`Sandboxes`]). Both forward with the same engine, which treats a node as one
-//! more thing that can be dialled.
+//! more thing that can be dialled. A request for a sandbox that is asleep is held until the
+//! directory has woken it.
 //!
 //! What accepts connections and serves HTTP over them ([`Server`]) is also for others: it takes any
 //! [`Handler`], over any [`Transport`].
@@ -29,11 +30,12 @@ mod pool;
 mod reply;
 pub mod route;
 mod server;
+mod wake;
 
 use std::{io, net::SocketAddr, sync::Arc};
 
 use async_trait::async_trait;
-use atoll_core::{Result, SandboxId};
+use atoll_core::{Error, Result, SandboxId, error::codes};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
@@ -83,11 +85,22 @@ pub trait Sandboxes: Send + Sync + 'static {
 /// Where sandboxes run.
 #[async_trait]
 pub trait Directory: Send + Sync + 'static {
-    /// Where the sandbox runs now; `None` when it does not.
+    /// Where the sandbox is now; `None` when there is none that requests could reach.
     ///
     /// # Errors
     /// When that cannot be found out.
     async fn locate(&self, id: &SandboxId) -> Result<Option<Location>>;
+
+    /// Makes a sandbox that is [`Location::Asleep`] run, and returns when it does; one that runs is
+    /// left as it is. Whether it may be woken has been checked. Called once at a time for one
+    /// sandbox, and may be dropped at any point. Not for directories in which nothing sleeps.
+    ///
+    /// # Errors
+    /// `NOT_FOUND` when it is gone, `CONCURRENCY_LIMIT` when it may not run beside those that do,
+    /// `SANDBOX_BUSY` when it is between two states still. It is asleep as before then.
+    async fn wake(&self, id: &SandboxId) -> Result<()> {
+        Err(Error::new(codes::INTERNAL, format!("nothing here wakes sandbox {id}.")))
+    }
 }
 
 /// Answer of [`Directory::locate`].
@@ -102,4 +115,17 @@ pub enum Location {
         /// The secret that it asks for in [`NODE_TOKEN_HEADER`].
         token: String,
     },
+    /// Nowhere, but a request may wake it: it is paused, or on the way there or back.
+    Asleep(Asleep),
+    /// Nowhere for a moment, after which it runs on: a copy of it is being taken.
+    Soon,
+}
+
+/// What a request must know to wake a sandbox.
+#[derive(Clone, Debug, Default)]
+pub struct Asleep {
+    /// What `X-Access-Token` must be on envd's port; anyone may when there is none.
+    pub envd_token: Option<String>,
+    /// What `e2b-traffic-access-token` must be on other ports; anyone may when there is none.
+    pub traffic_token: Option<String>,
 }

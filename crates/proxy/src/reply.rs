@@ -48,7 +48,7 @@ impl Audience {
 }
 
 /// Why a request for a sandbox was not served.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Failure {
     /// No such sandbox runs.
     NotFound,
@@ -64,18 +64,25 @@ pub(crate) enum Failure {
     TokenInvalid,
     /// The sandbox has this many connections already, and may have no more.
     TooManyConnections(usize),
+    /// The sandbox is paused, and the request may not wake it.
+    ResumeDenied,
+    /// The sandbox is paused, and so many others run that it may not, as this says.
+    NoPlace(String),
+    /// The sandbox is between two states, and was for as long as a request waits.
+    Transitioning,
 }
 
 impl Failure {
-    fn status(self) -> StatusCode {
+    fn status(&self) -> StatusCode {
         match self {
-            Self::TokenMissing | Self::TokenInvalid => StatusCode::FORBIDDEN,
-            Self::TooManyConnections(_) => StatusCode::TOO_MANY_REQUESTS,
+            Self::TokenMissing | Self::TokenInvalid | Self::ResumeDenied => StatusCode::FORBIDDEN,
+            Self::TooManyConnections(_) | Self::NoPlace(_) => StatusCode::TOO_MANY_REQUESTS,
+            Self::Transitioning => StatusCode::CONFLICT,
             _ => StatusCode::BAD_GATEWAY,
         }
     }
 
-    fn sentence(self) -> Cow<'static, str> {
+    fn sentence(&self) -> Cow<'_, str> {
         let sentence = match self {
             Self::NotFound => "The sandbox was not found",
             Self::PortClosed => "The sandbox is running but port is not open",
@@ -92,11 +99,17 @@ impl Failure {
                 )
                 .into();
             }
+            Self::ResumeDenied => {
+                "This sandbox can't be resumed with the credentials provided. \
+                 Check your access token and try again."
+            }
+            Self::NoPlace(message) => message,
+            Self::Transitioning => "The sandbox is still transitioning. Try again in a moment.",
         };
         sentence.into()
     }
 
-    fn title(self) -> &'static str {
+    fn title(&self) -> &'static str {
         match self {
             Self::NotFound => "Sandbox Not Found",
             Self::PortClosed => "There is no service running on port",
@@ -105,17 +118,20 @@ impl Failure {
             Self::TokenMissing => "Missing Traffic Access Token",
             Self::TokenInvalid => "Invalid Traffic Access Token",
             Self::TooManyConnections(_) => "Too Many Connections",
+            Self::ResumeDenied => "Sandbox Paused",
+            Self::NoPlace(_) => "Too Many Sandboxes",
+            Self::Transitioning => "Sandbox Between States",
         }
     }
 
-    fn concerns_port(self) -> bool {
+    fn concerns_port(&self) -> bool {
         matches!(self, Self::PortClosed | Self::NoAnswer)
     }
 }
 
 /// The answer to a request for `port` of `sandbox` that was not served.
 pub(crate) fn failed(
-    failure: Failure,
+    failure: &Failure,
     sandbox: &SandboxId,
     port: u16,
     audience: Audience,
@@ -137,7 +153,7 @@ pub(crate) fn failed(
         Audience::Program => {
             let message = &failure.sentence();
             let connection_limit = match failure {
-                Failure::TooManyConnections(limit) => Some(limit),
+                Failure::TooManyConnections(limit) => Some(*limit),
                 _ => None,
             };
             let code = status.as_u16();
@@ -147,11 +163,12 @@ pub(crate) fn failed(
     }
 }
 
-/// A page that says what [`failed`] says. An id is of `[a-z0-9]`: nothing needs escaping.
-fn page(failure: Failure, sandbox: &SandboxId, port: Option<u16>) -> String {
+/// A page that says what [`failed`] says. An id is of `[a-z0-9]`: it needs no escaping.
+fn page(failure: &Failure, sandbox: &SandboxId, port: Option<u16>) -> String {
     let port = port.map(|port| format!(" {port}")).unwrap_or_default();
     let title = format!("{}{port}", failure.title());
     let sentence = failure.sentence();
+    let sentence = sentence.trim_end_matches('.').replace('&', "&amp;").replace('<', "&lt;");
     format!(
         "<html lang=\"en\"><head><meta charset=\"utf-8\"><title>{title}</title>\
          <meta name=\"viewport\" content=\"width=device-width\">\

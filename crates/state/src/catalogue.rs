@@ -1,51 +1,27 @@
-//! What runs, and what is about to.
+//! The sandboxes that there are, as their nodes said last.
+//!
+//! A node owns its sandboxes; this follows what it says of them, in answers and in the stream of its
+//! changes, which may cross: of two descriptions of a sandbox the one of higher revision counts, and
+//! one that has ended never comes back.
 
 use std::time::Duration;
 
 use async_trait::async_trait;
 use atoll_core::{Result, SandboxId};
-use atoll_wire::node::SandboxRecord;
-use jiff::Timestamp;
-
-/// Where a sandbox in the catalogue stands. The lifecycle issue adds pausing and snapshotting.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
-    /// Usable.
-    Running,
-    /// Being ended: invisible to listings, 404 on GET.
-    Killing,
-}
+use atoll_wire::node::NodeSandbox;
 
 /// A sandbox in the catalogue.
 #[derive(Clone, Debug)]
 pub struct Entry {
-    /// What defines it, with the present deadline.
-    pub record: SandboxRecord,
-    /// What envd reported.
-    pub envd_version: String,
-    /// Where it stands.
-    pub phase: Phase,
-    /// The node that runs it.
+    /// What its node said last.
+    pub sandbox: NodeSandbox,
+    /// The node that owns it.
     pub node: String,
 }
 
-/// How a deadline is to move.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Deadline {
-    /// To this moment, even if sooner.
-    Set(Timestamp),
-    /// To this moment unless it is sooner than the present deadline.
-    Extend(Timestamp),
-}
-
-/// A place under the team's concurrency limit, held while a sandbox starts. Dropping it gives the
-/// place back, so that a cancelled request leaves nothing.
-pub trait Reservation: Send + Sync {
-    /// Turns the place into a running sandbox. `entry` is of the id and team that were reserved. If
-    /// the sandbox was [removed](Catalogue::remove) meanwhile, because it died before its creator
-    /// heard of it, the place is given back instead.
-    fn commit(self: Box<Self>, entry: Entry);
-}
+/// A place under the team's concurrency limit, held while a sandbox starts or is resumed. Dropping it
+/// gives the place back; a sandbox that runs by then, and is in the catalogue, keeps it.
+pub trait Reservation: Send + Sync {}
 
 /// What an idempotency key leads to.
 pub enum IdempotentClaim {
@@ -67,14 +43,12 @@ pub trait Claim: Send + Sync {
 /// sooner to bound its memory.
 pub const IDEMPOTENCY_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// How long after a failed kill an expired sandbox is reported again.
-pub const KILL_RETRY: Duration = Duration::from_secs(1);
-
-/// Running state, shared by the API and the client proxy.
+/// What the control plane knows of sandboxes.
 #[async_trait]
 pub trait Catalogue: Send + Sync + 'static {
-    /// Holds a place for `id`, counting starting and running sandboxes of the team, and those being
-    /// ended until they are removed. Answers `codes::CONCURRENCY_LIMIT` when `limit` is reached.
+    /// Holds a place for the sandbox `id` of `team`. Those of a team that are reserved or in the
+    /// catalogue count, each once, paused ones not unless their memory is held; who has a place
+    /// already gets it again whatever the limit. Answers `codes::CONCURRENCY_LIMIT` when `limit` is reached.
     async fn reserve(&self, team: &str, id: &SandboxId, limit: u32)
     -> Result<Box<dyn Reservation>>;
 
@@ -83,36 +57,22 @@ pub trait Catalogue: Send + Sync + 'static {
     /// outcome, and get its sandbox or, when it failed, the next turn.
     async fn idempotent(&self, team: &str, key: &str, id: &SandboxId) -> Result<IdempotentClaim>;
 
-    /// A sandbox by id, in whichever phase.
-    async fn get(&self, id: &SandboxId) -> Result<Option<Entry>>;
+    /// Takes in what a node says of a sandbox, new or known, whatever the limit. Nothing changes if
+    /// a description of this revision or a higher one is known, or if it was
+    /// [removed](Self::remove).
+    async fn update(&self, entry: Entry) -> Result<()>;
 
-    /// All running sandboxes of a team, in no particular order.
-    async fn list(&self, team: &str) -> Result<Vec<Entry>>;
-
-    /// Ids of every running sandbox of every team.
-    async fn ids(&self) -> Result<Vec<SandboxId>>;
-
-    /// Moves a deadline and returns the entry as it now is, or none. The deadline of a sandbox that
-    /// is being ended stays as it is: look at the entry's phase.
-    async fn set_deadline(&self, id: &SandboxId, deadline: Deadline) -> Result<Option<Entry>>;
-
-    /// Marks a sandbox as being ended; true for the one caller that is to end it.
-    async fn begin_kill(&self, id: &SandboxId) -> Result<bool>;
-
-    /// Undoes [`begin_kill`](Self::begin_kill) after a failure. If the deadline has passed,
-    /// [`expired`](Self::expired) reports the sandbox again after [`KILL_RETRY`].
-    async fn abort_kill(&self, id: &SandboxId) -> Result<()>;
-
-    /// Forgets a sandbox, and gives its place back. One that is starting keeps its place until the
-    /// reservation is dropped or committed, and will not come to be. Unknown ids are no error.
+    /// Forgets a sandbox that has ended, for good: a backend remembers that it did for long enough
+    /// that no description of before is still on its way.
     async fn remove(&self, id: &SandboxId) -> Result<()>;
 
-    /// Takes in a sandbox that a node reports and the catalogue does not know (after a restart),
-    /// whatever the limit. One that is known, or starting, stays as it is.
-    async fn adopt(&self, entry: Entry) -> Result<()>;
+    /// A sandbox by id, in whichever state.
+    async fn get(&self, id: &SandboxId) -> Result<Option<Entry>>;
 
-    /// Waits until some sandbox's deadline has passed and returns all such ids, at once if there
-    /// are some already. Wakes early when a deadline moves. Sandboxes that are being ended are not
-    /// reported, so [`begin_kill`](Self::begin_kill) takes an id off.
-    async fn expired(&self) -> Result<Vec<SandboxId>>;
+    /// All sandboxes of a team that a client may see, paused ones included, in no particular order.
+    /// Those that are being made or ended are left out.
+    async fn list(&self, team: &str) -> Result<Vec<Entry>>;
+
+    /// Ids of every sandbox of every team, in whichever state.
+    async fn ids(&self) -> Result<Vec<SandboxId>>;
 }

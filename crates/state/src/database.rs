@@ -6,7 +6,9 @@ use atoll_wire::node::LogLine;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use crate::model::{Build, KeyOwner, LogQuery, MetricRow, Team, Template, TokenOwner};
+use crate::model::{
+    Build, KeyOwner, LogQuery, MetricRow, NewSnapshot, Snapshot, Team, Template, TokenOwner,
+};
 
 /// The team that [`Database::seed`] makes: the same in every deployment, so that what was written
 /// down about one (a log, a script) is true of the next.
@@ -53,6 +55,19 @@ pub struct Resolved {
     pub build: Build,
 }
 
+/// The template that a reference names, whatever its tag.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Named {
+    /// The template.
+    pub template: TemplateId,
+    /// It belongs to the team that asks.
+    pub is_own: bool,
+    /// Every team may use it.
+    pub is_public: bool,
+    /// Its builds are snapshots.
+    pub is_snapshot: bool,
+}
+
 /// Durable control-plane state.
 #[async_trait]
 pub trait Database: Send + Sync + 'static {
@@ -82,6 +97,30 @@ pub trait Database: Send + Sync + 'static {
     /// private template of another team whose name is in the global namespace
     /// `you don't have access to template 'X'`. Other private templates are not found.
     async fn resolve_template(&self, reference: &Reference, team: &Team) -> Result<Resolved>;
+
+    /// The template that `reference` names as `team` sees it. Errors as in
+    /// [`resolve_template`](Self::resolve_template), but for the tag, which is not looked at.
+    async fn find_template(&self, reference: &Reference, team: &Team) -> Result<Named>;
+
+    /// Deletes a template and gives its names free; returns the builds that it had, none if it was
+    /// not there.
+    async fn delete_template(&self, template: &TemplateId) -> Result<Option<Vec<Uuid>>>;
+
+    /// The template that a snapshot of the team under `name`, which has no namespace and no tag, is
+    /// to be of; none if the name is free. `CONFLICT` or `FORBIDDEN` with the contract's message if
+    /// it is taken by something else.
+    async fn snapshot_template(&self, team: &Team, name: &str) -> Result<Option<TemplateId>>;
+
+    /// Records a snapshot of the team. Under a name that leads to a snapshot already it becomes
+    /// another build of that template. Errors on the name as in
+    /// [`snapshot_template`](Self::snapshot_template).
+    async fn add_snapshot(&self, new: &NewSnapshot, team: &Team) -> Result<Snapshot>;
+
+    /// All snapshots of a team, newest first.
+    async fn snapshots(&self, team: Uuid) -> Result<Vec<Snapshot>>;
+
+    /// The builds of the snapshots of all teams.
+    async fn snapshot_builds(&self) -> Result<Vec<Uuid>>;
 
     /// The team's templates and the global ones that have a ready build, oldest first.
     async fn templates(&self, team: &Team) -> Result<Vec<Template>>;

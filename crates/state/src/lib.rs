@@ -1,8 +1,8 @@
 //! Control-plane state.
 //!
-//! - [`Database`]: durable: teams, keys, templates and their builds, metrics, logs. SQLite here.
-//! - [`Catalogue`]: what runs, and what is about to: reservations against the concurrency limit,
-//!   idempotency keys, deadlines in order. In process here.
+//! - [`Database`]: durable: teams, keys, templates and snapshots, metrics, logs. SQLite here.
+//! - [`Catalogue`]: the sandboxes that there are, as their nodes said last, reservations against the
+//!   concurrency limit, idempotency keys. In process here.
 //!
 //! Both are traits with one backend each so far; a backend is held to the suite in `tests/`.
 

@@ -1,6 +1,6 @@
 //! The rows that callers see.
 
-use atoll_core::{TemplateId, limits::Tier};
+use atoll_core::{SandboxId, TemplateId, lifecycle::Kept, limits::Tier};
 use atoll_wire::log::LogLevel;
 use jiff::Timestamp;
 use uuid::Uuid;
@@ -88,6 +88,61 @@ pub struct Build {
     pub disk_mb: u32,
     /// envd's version in it.
     pub envd_version: String,
+}
+
+/// A snapshot to be recorded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewSnapshot {
+    /// The template that it is the first build of, unless its name leads to another.
+    pub template: TemplateId,
+    /// Its name, without namespace and tag.
+    pub name: Option<String>,
+    /// Its tag.
+    pub tag: String,
+    /// The build that it is.
+    pub build: Build,
+    /// The sandbox that it is a copy of.
+    pub sandbox: SandboxId,
+    /// The template that the sandbox was made of.
+    pub base: TemplateId,
+    /// What it holds.
+    pub kept: Kept,
+}
+
+/// A snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// The template that it is a build of.
+    pub template: TemplateId,
+    /// Qualified names of the template.
+    pub names: Vec<String>,
+    /// Its tag.
+    pub tag: String,
+    /// The build that it is.
+    pub build: Uuid,
+    /// The sandbox that it is a copy of.
+    pub sandbox: SandboxId,
+    /// The template that the sandbox was made of.
+    pub base: TemplateId,
+    /// What it holds.
+    pub kept: Kept,
+    /// When it was taken.
+    pub created_at: Timestamp,
+    /// It is what the tag means; a later one took its place otherwise.
+    pub is_current: bool,
+}
+
+impl Snapshot {
+    /// A reference that leads to exactly this one.
+    #[must_use]
+    pub fn reference(&self) -> String {
+        let name = self.names.first().map_or(self.template.as_str(), String::as_str);
+        if self.is_current {
+            format!("{name}:{}", self.tag)
+        } else {
+            format!("{name}:{}", self.build)
+        }
+    }
 }
 
 /// A sample of a sandbox's resource use, as stored.

@@ -11,23 +11,50 @@
 //! ```
 //!
 //! So a sandbox that is paused and resumed again and again has one limit, and what it deletes makes
-//! room, whoever wrote it. The names of the ancestors are in `lineage` in the branch, where its
-//! copies find them. An ancestor that is still there is another sandbox, which goes on writing: it
-//! is not counted, nor is what the branch has from it, just as the layers of a template are not.
+//! room, whoever wrote it. The ancestors are in the disk's [`Lineage`], which no sandbox can reach.
+//!
+//! A snapshot is a build: any number of sandboxes branch from it. Each of them has all that it holds
+//! by then counted as a constant, and its own group for what it writes. So siblings share nothing but
+//! data: what one deletes or a later snapshot holds is none of the others' business; and however long
+//! a chain of forks or rewinds is, no disk of it holds more than its limit. What a snapshot holds
+//! makes no room for those who branched from it when they delete it. Nor does it for its writer until
+//! the snapshot is deleted: it and all its snapshots hold no more than its limit together.
 //!
 //! Full quotas count for every subvolume all that it holds, and need none of this.
 
 use std::{
     fs::{self, File},
     io,
-    path::Path,
+    path::{Path, PathBuf},
 };
 
-use crate::{btrfs, pool::Pool};
+use serde::{Deserialize, Serialize};
 
-/// What a branch may grow in any case. Without it a full disk could never be used again: to mount
+use crate::{
+    btrfs,
+    checked::{self, Found},
+    pool::Pool,
+};
+
+/// What a branch may grow in any case. Without it a full disk could not be used again: to mount
 /// it and to boot from it takes some writing.
-const HEADROOM: u64 = 4 << 20;
+pub(crate) const HEADROOM: u64 = 4 << 20;
+
+/// How far above its limit that may bring a disk, over all its branches.
+const MOST_ABOVE: u64 = 4 * HEADROOM;
+
+/// What a branch may grow that is as far above its limit as can be: the kernel wants so much set aside
+/// to mount an overlay, and little of it remains written.
+const BARE: u64 = 512 << 10;
+
+/// What a disk has of others.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Lineage {
+    /// The subvolumes, long gone, whose qgroups are in its account's group.
+    pub(crate) ancestors: Vec<u64>,
+    /// Bytes that it was given and that its account does not count.
+    pub(crate) inherited: u64,
+}
 
 /// The qgroup that has the limit of a subvolume: its own, or a group it is in.
 pub(crate) fn find(pool: &Pool, subvolume: u64) -> u64 {
@@ -35,15 +62,16 @@ pub(crate) fn find(pool: &Pool, subvolume: u64) -> u64 {
     if btrfs::qgroup_dir(&pool.sysfs, group).exists() { group } else { subvolume }
 }
 
-/// Makes the account of a branch and limits it; gives the account and its limit.
+/// Makes the account of a branch and limits what the branch holds; gives the account and that limit.
 pub(crate) fn open(
     pool: &Pool,
     subvolume: u64,
-    ancestors: &[u64],
+    lineage: &Lineage,
     limit: u64,
 ) -> io::Result<(u64, u64)> {
+    let Lineage { ancestors, inherited } = lineage;
     let dir = File::open(&pool.dir)?;
-    let account = if pool.simple_quotas && !ancestors.is_empty() {
+    let account = if !ancestors.is_empty() {
         let group = btrfs::group_of(subvolume);
         btrfs::create_group(&dir, group)?;
         btrfs::assign(&dir, subvolume, group, true)?;
@@ -58,10 +86,16 @@ pub(crate) fn open(
     } else {
         subvolume
     };
-    let used = btrfs::qgroup_usage(&pool.sysfs, account)?;
-    let limit = limit.max(used.saturating_add(HEADROOM));
-    btrfs::set_limit(&dir, account, limit)?;
+    let held = inherited.saturating_add(btrfs::qgroup_usage(&pool.sysfs, account)?);
+    let limit = with_headroom(limit, held);
+    btrfs::set_limit(&dir, account, limit - inherited)?;
     Ok((account, limit))
+}
+
+/// The limit of a disk that begins with so many bytes: more than those.
+fn with_headroom(limit: u64, held: u64) -> u64 {
+    let headroom = held.saturating_add(HEADROOM).min(limit.saturating_add(MOST_ABOVE));
+    limit.max(headroom).max(held.saturating_add(BARE))
 }
 
 /// Removes a qgroup that no subvolume needs. `ResourceBusy`: not yet.
@@ -94,18 +128,60 @@ fn is_gone(pool: &Pool, member: u64, error: &io::Error) -> bool {
     }
 }
 
-/// Notes in the disk at `root` what it descends from.
-pub(crate) fn write_lineage(root: &Path, ancestors: &[u64]) -> io::Result<()> {
-    let lines: String = ancestors.iter().map(|id| format!("{id}\n")).collect();
-    fs::write(root.join("lineage"), lines)
+/// Drops those ancestors of which nothing is held any more.
+pub(crate) fn living(pool: &Pool, ancestors: &[u64]) -> Vec<u64> {
+    let lives = |id: &u64| btrfs::qgroup_dir(&pool.sysfs, *id).exists();
+    ancestors.iter().copied().filter(lives).collect()
 }
 
-/// The ancestors of the disk at `root` that wrote something which is still held.
-pub(crate) fn read_lineage(pool: &Pool, root: &Path) -> io::Result<Vec<u64>> {
-    let text = match fs::read_to_string(root.join("lineage")) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        text => text?,
-    };
-    let ids = text.lines().filter_map(|line| line.parse().ok());
-    Ok(ids.filter(|id| btrfs::qgroup_dir(&pool.sysfs, *id).exists()).collect())
+/// Where the lineage of the disk at `root` is: beside it, where no sandbox has it mounted.
+fn lineage_file(root: &Path) -> PathBuf {
+    root.with_extension("lineage")
+}
+
+/// Notes what the disk at `root` has of others. Not synced: a disk that is to outlive the machine is,
+/// with its whole file system.
+pub(crate) fn write_lineage(root: &Path, lineage: &Lineage) -> io::Result<()> {
+    let text = checked::text("lineage", lineage).map_err(io::Error::other)?;
+    fs::write(lineage_file(root), text)
+}
+
+/// What the disk at `root` has of others. Nothing, if that is lost: no reason to lose the disk too.
+pub(crate) fn read_lineage(root: &Path) -> Lineage {
+    match checked::read(&lineage_file(root), "lineage") {
+        Ok(Found::Whole(lineage)) => return lineage,
+        Ok(Found::Nothing) => {}
+        Ok(Found::Bare(_)) => tracing::warn!(?root, "nothing vouches for a disk's lineage"),
+        Ok(Found::Damaged(why)) => tracing::warn!(?root, why, "a disk's lineage is damaged"),
+        Err(error) => tracing::warn!(?root, %error, "a disk's lineage cannot be read"),
+    }
+    Lineage::default()
+}
+
+/// Forgets it.
+pub(crate) fn remove_lineage(root: &Path) -> io::Result<()> {
+    match fs::remove_file(lineage_file(root)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_gets_headroom_but_not_again_and_again() {
+        const LIMIT: u64 = 100 << 20;
+        let (mut held, mut grown) = (0, 0);
+        assert_eq!(with_headroom(LIMIT, held), LIMIT);
+        assert_eq!(with_headroom(LIMIT, LIMIT), LIMIT + HEADROOM);
+        for _ in 0..20 {
+            // Whoever fills it fills all.
+            grown = with_headroom(LIMIT, held) - held;
+            held += grown;
+        }
+        assert_eq!(grown, BARE);
+        assert!(held <= LIMIT + MOST_ABOVE + 16 * BARE, "{held}");
+    }
 }

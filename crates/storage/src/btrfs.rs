@@ -4,9 +4,13 @@
 //! start takes milliseconds. Structures and numbers are those of the kernel's `linux/btrfs.h`.
 
 use std::{
-    fs::File,
+    ffi::OsStr,
+    fs::{self, File},
     io,
-    os::fd::AsRawFd,
+    os::{
+        fd::AsRawFd,
+        unix::{ffi::OsStrExt, fs::MetadataExt},
+    },
     path::{Path, PathBuf},
 };
 
@@ -99,6 +103,7 @@ mod raw {
     nix::ioctl_write_ptr!(subvolume_destroy, MAGIC, 15, VolumeArgs);
     nix::ioctl_readwrite!(inode_lookup, MAGIC, 18, InodeLookupArgs);
     nix::ioctl_write_ptr!(snapshot_create, MAGIC, 23, SnapshotArgs);
+    nix::ioctl_write_ptr!(subvolume_set_flags, MAGIC, 26, u64);
     nix::ioctl_read!(file_system_info, MAGIC, 31, FileSystemInfo);
     nix::ioctl_readwrite!(quota_control, MAGIC, 40, QuotaArgs);
     nix::ioctl_write_ptr!(qgroup_assign, MAGIC, 41, QgroupAssignArgs);
@@ -107,24 +112,24 @@ mod raw {
     nix::ioctl_read!(qgroup_limit, MAGIC, 43, QgroupLimitArgs);
 }
 
-fn volume_args(name: &str) -> io::Result<VolumeArgs> {
+fn volume_args(name: &[u8]) -> io::Result<VolumeArgs> {
     Ok(VolumeArgs { fd: 0, name: padded(name)? })
 }
 
-fn padded<const SIZE: usize>(name: &str) -> io::Result<[u8; SIZE]> {
+fn padded<const SIZE: usize>(name: &[u8]) -> io::Result<[u8; SIZE]> {
     let mut field = [0; SIZE];
     // Shorter by one at least: the kernel wants the terminating zero.
     if name.is_empty() || name.len() >= SIZE {
         return Err(io::ErrorKind::InvalidFilename.into());
     }
-    field[..name.len()].copy_from_slice(name.as_bytes());
+    field[..name.len()].copy_from_slice(name);
     Ok(field)
 }
 
 /// Makes the empty subvolume `name` in the directory `parent`.
 #[allow(unsafe_code)]
 pub(crate) fn create_subvolume(parent: &File, name: &str) -> io::Result<()> {
-    let args = volume_args(name)?;
+    let args = volume_args(name.as_bytes())?;
     // SAFETY: `args` is a live structure of the kernel's layout, only read by the call.
     unsafe { raw::subvolume_create(parent.as_raw_fd(), &args) }?;
     Ok(())
@@ -145,21 +150,65 @@ pub(crate) fn snapshot(
         transaction: 0,
         flags: if read_only { SNAPSHOT_READ_ONLY } else { 0 },
         unused: [0; 4],
-        name: padded(name)?,
+        name: padded(name.as_bytes())?,
     };
     // SAFETY: `args` is a live structure of the kernel's layout, only read by the call.
     unsafe { raw::snapshot_create(parent.as_raw_fd(), &args) }?;
     Ok(())
 }
 
-/// Deletes the subvolume `name` of the directory `parent`, whatever it holds. The kernel frees its
-/// space afterwards, in the background.
+/// Makes the subvolume that `dir` is the root of one that nobody can write.
 #[allow(unsafe_code)]
-pub(crate) fn delete_subvolume(parent: &File, name: &str) -> io::Result<()> {
-    let args = volume_args(name)?;
+pub(crate) fn set_read_only(dir: &File) -> io::Result<()> {
+    // SAFETY: the number is live, and only read by the call.
+    unsafe { raw::subvolume_set_flags(dir.as_raw_fd(), &SNAPSHOT_READ_ONLY) }?;
+    Ok(())
+}
+
+/// Deletes the subvolume `name` of the directory `parent`, whatever it holds: other subvolumes too,
+/// which none of Atoll's does, but whoever may write a directory can make them. The kernel frees its
+/// space afterwards, in the background.
+pub(crate) fn delete_subvolume(parent: &Path, name: &str) -> io::Result<()> {
+    match delete_one(parent, name.as_ref()) {
+        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
+            // Those within others come after them.
+            for path in subvolumes_in(&parent.join(name))?.iter().rev() {
+                let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+                    continue;
+                };
+                delete_one(parent, name)?;
+            }
+            delete_one(parent, name.as_ref())
+        }
+        deleted => deleted,
+    }
+}
+
+#[allow(unsafe_code)]
+fn delete_one(parent: &Path, name: &OsStr) -> io::Result<()> {
+    let (parent, args) = (File::open(parent)?, volume_args(name.as_bytes())?);
     // SAFETY: `args` is a live structure of the kernel's layout, only read by the call.
     unsafe { raw::subvolume_destroy(parent.as_raw_fd(), &args) }?;
     Ok(())
+}
+
+/// The subvolumes below a directory that nobody writes any more.
+fn subvolumes_in(root: &Path) -> io::Result<Vec<PathBuf>> {
+    let (mut found, mut dirs) = (Vec::new(), vec![root.to_owned()]);
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(dir)? {
+            let entry = entry?;
+            // Of the entry itself: links are not followed.
+            let meta = entry.metadata()?;
+            if meta.is_dir() {
+                if meta.ino() == SUBVOLUME_ROOT_INODE {
+                    found.push(entry.path());
+                }
+                dirs.push(entry.path());
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// The id of the subvolume that `dir` is in; its qgroup is `0/<id>`.
@@ -169,6 +218,16 @@ pub(crate) fn subvolume_id(dir: &File) -> io::Result<u64> {
     // SAFETY: `args` is a live structure of the kernel's layout that the call may write.
     unsafe { raw::inode_lookup(dir.as_raw_fd(), &mut args) }?;
     Ok(args.tree)
+}
+
+/// The id of the subvolume whose root is at `path`; none if nothing or something else is there.
+pub(crate) fn subvolume_at(path: &Path) -> io::Result<Option<u64>> {
+    match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+        Ok(dir) if dir.metadata()?.ino() != SUBVOLUME_ROOT_INODE => Ok(None),
+        Ok(dir) => subvolume_id(&dir).map(Some),
+    }
 }
 
 /// The file system's id as `/sys/fs/btrfs` spells it.
@@ -322,8 +381,8 @@ mod tests {
 
     #[test]
     fn a_name_that_does_not_fit_is_refused() {
-        assert!(volume_args("").is_err());
-        assert!(volume_args(&"x".repeat(4088)).is_err());
-        assert!(volume_args(&"x".repeat(4087)).is_ok());
+        assert!(volume_args(b"").is_err());
+        assert!(volume_args(&[b'x'; 4088]).is_err());
+        assert!(volume_args(&[b'x'; 4087]).is_ok());
     }
 }

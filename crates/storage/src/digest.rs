@@ -1,4 +1,4 @@
-//! The digest of a layer's content.
+//! The digest and the size of a tree: of a layer's content.
 //!
 //! SHA-256 over a walk that does not depend on the file system: entries in order of their names as
 //! bytes, each with its path, type, permissions, owner and extended attributes, and then its
@@ -17,7 +17,43 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+
+/// How much a tree holds: what a tear shows in, without reading every byte.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Size {
+    /// Entries of all kinds below the root.
+    entries: u64,
+    /// Content of files, bytes.
+    bytes: u64,
+}
+
+impl Size {
+    /// The size of the tree under `root`; of none, nothing.
+    pub(crate) fn of(root: &Path) -> io::Result<Self> {
+        let mut size = Self::default();
+        let mut dirs = vec![root.to_owned()];
+        while let Some(dir) = dirs.pop() {
+            let entries = match fs::read_dir(&dir) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound && dir == root => break,
+                entries => entries?,
+            };
+            for entry in entries {
+                let entry = entry?;
+                // Of the entry itself: links are not followed.
+                let meta = entry.metadata()?;
+                size.entries += 1;
+                if meta.is_dir() {
+                    dirs.push(entry.path());
+                } else if meta.is_file() {
+                    size.bytes += meta.len();
+                }
+            }
+        }
+        Ok(size)
+    }
+}
 
 /// The digest of the tree under `root` in hexadecimal; none if `stop` was raised meanwhile.
 pub(crate) fn tree(root: &Path, stop: &AtomicBool) -> io::Result<Option<String>> {

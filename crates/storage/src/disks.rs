@@ -13,6 +13,7 @@
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
+    ffi::OsStr,
     fs::{self, DirBuilder, File},
     io,
     os::unix::fs::{DirBuilderExt, chown},
@@ -25,7 +26,8 @@ use atoll_core::{Result, error::codes};
 use tokio::sync::{Notify, mpsc};
 
 use crate::{
-    accounts, btrfs,
+    accounts::{self, Lineage},
+    btrfs,
     file::{blocking, failed, unusable},
     pool::Pool,
 };
@@ -58,6 +60,7 @@ pub(crate) struct Subvolume {
     id: u64,
     /// The qgroup that has its limit: see [`accounts`].
     account: u64,
+    lineage: Lineage,
 }
 
 /// What the reaper is to delete.
@@ -95,6 +98,7 @@ impl Disks {
     /// Takes a ready disk, or makes one, and limits it to `limit` bytes.
     pub(crate) async fn take(self: &Arc<Self>, limit: u64) -> Result<Disk> {
         // Whatever the template asks for, no sandbox can fill the pool by itself.
+        self.pool.check_host()?;
         let (_, total) = self.pool.usage()?;
         let limit = limit.min(total / SHARE);
         let ready = self.lock_ready().pop_front();
@@ -120,7 +124,10 @@ impl Disks {
         let Some(subvolume) = self.lock_kept().remove(name) else { return Ok(None) };
         let limit = btrfs::qgroup_limit(&self.pool.sysfs, subvolume.account);
         match limit {
-            Ok(limit) => Ok(Some(Disk::new(self, subvolume, limit))),
+            Ok(limit) => {
+                let limit = limit.saturating_add(subvolume.lineage.inherited);
+                Ok(Some(Disk::new(self, subvolume, limit)))
+            }
             Err(error) => {
                 self.lock_kept().insert(subvolume.name.clone(), subvolume);
                 Err(failed(codes::POOL_FAILED, "read a disk's limit", &error))
@@ -128,28 +135,31 @@ impl Disks {
         }
     }
 
-    /// Makes a disk with the content of the subvolume at `source`. Blocks.
+    /// Makes a disk with the content of the subvolume at `source`, which has that of others. Blocks.
     pub(crate) fn branch(
         self: &Arc<Self>,
         source: &Path,
-        ancestors: &[u64],
+        lineage: &Lineage,
         limit: u64,
     ) -> Result<Disk> {
+        self.pool.check_host()?;
         let (_, total) = self.pool.usage()?;
         let limit = limit.min(total / SHARE);
         let subvolume = self.create(|parent, name| {
-            btrfs::snapshot(&File::open(source)?, parent, name, false)?;
             let root = self.dir.join(name);
+            if *lineage != Lineage::default() {
+                accounts::write_lineage(&root, lineage)?;
+            }
+            btrfs::snapshot(&File::open(source)?, parent, name, false)?;
             // What the overlay keeps there is the mount's own, among it the mark of a volatile one,
             // with which it could not be mounted again.
             fs::remove_dir_all(root.join("work"))?;
-            make_part(&root.join("work"))?;
-            accounts::write_lineage(&root, ancestors)
+            make_part(&root.join("work"))
         })?;
         let mut disk = Disk::new(self, subvolume, limit);
         // The limit comes last: a full disk would not let the rest be done.
         (disk.subvolume.account, disk.limit) =
-            accounts::open(&self.pool, disk.subvolume.id, ancestors, limit)
+            accounts::open(&self.pool, disk.subvolume.id, lineage, limit)
                 .map_err(|error| failed(codes::POOL_FAILED, "limit a disk", &error))?;
         Ok(disk)
     }
@@ -182,36 +192,42 @@ impl Disks {
 
     /// The subvolume of this name.
     fn look_up(&self, name: &str) -> io::Result<Subvolume> {
-        let id = btrfs::subvolume_id(&File::open(self.dir.join(name))?)?;
-        Ok(Subvolume { name: name.to_owned(), id, account: accounts::find(&self.pool, id) })
+        let root = self.dir.join(name);
+        let id = btrfs::subvolume_id(&File::open(&root)?)?;
+        let (account, lineage) = (accounts::find(&self.pool, id), accounts::read_lineage(&root));
+        Ok(Subvolume { name: name.to_owned(), id, account, lineage })
     }
 
-    /// Whether there is a disk of this name.
-    pub(crate) fn exists(&self, name: &str) -> bool {
-        self.dir.join(name).exists()
+    /// Where the disk of this name is, if there is one.
+    pub(crate) fn find(&self, name: &str) -> Option<PathBuf> {
+        let fits = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        Some(self.dir.join(name)).filter(|root| fits && root.exists())
     }
 
     /// Deletes a subvolume. One that is not there counts as deleted.
     fn delete(&self, name: &str) -> io::Result<()> {
-        match File::open(&self.dir).and_then(|parent| btrfs::delete_subvolume(&parent, name)) {
+        match btrfs::delete_subvolume(&self.dir, name) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+            _ => accounts::remove_lineage(&self.dir.join(name)),
         }
     }
 
-    /// Deletes the disks that are not to be kept.
+    /// Deletes the disks that are not to be kept. One that cannot be is no reason not to start.
     fn delete_all_but(&self, keep: &HashSet<String>) -> Result<()> {
         let entries = fs::read_dir(&self.dir).and_then(Iterator::collect::<io::Result<Vec<_>>>);
         for entry in entries.map_err(|error| unusable("list", &self.dir, &error))? {
-            let name = entry.file_name();
-            let Some(name) = name.to_str() else { continue };
-            if keep.contains(name) {
-                let subvolume = self
-                    .look_up(name)
-                    .map_err(|error| failed(codes::POOL_FAILED, "look at a kept disk", &error))?;
-                self.lock_kept().insert(name.to_owned(), subvolume);
-            } else {
-                self.delete(name).map_err(|error| unusable("delete", &entry.path(), &error))?;
+            let path = entry.path();
+            // Of a disk, or of its lineage.
+            let Some(name) = path.file_stem().and_then(OsStr::to_str) else { continue };
+            if !keep.contains(name) {
+                if let Err(error) = self.delete(name) {
+                    tracing::warn!(%error, disk = name, "a disk stays until the next start");
+                }
+            } else if path.extension().is_none() {
+                match self.look_up(name) {
+                    Ok(subvolume) => drop(self.lock_kept().insert(name.to_owned(), subvolume)),
+                    Err(error) => tracing::warn!(%error, disk = name, "a kept disk is of no use"),
+                }
             }
         }
         Ok(())
@@ -383,6 +399,16 @@ impl Disk {
         self.subvolume.id
     }
 
+    /// What it has of others.
+    pub(crate) fn lineage(&self) -> &Lineage {
+        &self.subvolume.lineage
+    }
+
+    /// The qgroup that has its limit.
+    pub(crate) fn account(&self) -> u64 {
+        self.subvolume.account
+    }
+
     /// Forgets it without deleting it: what runs on it goes on after this program has ended.
     /// [`Handle::adopt_disk`](crate::Handle::adopt_disk) has it again.
     pub fn leave(mut self) {
@@ -403,17 +429,19 @@ impl Disk {
         self.root().join("work")
     }
 
-    /// Bytes used and the limit. An empty disk uses 16 KiB, the file system's own.
+    /// Bytes used and the limit, with what it has from a snapshot. An empty disk uses 16 KiB, the file
+    /// system's own.
     ///
     /// # Errors
     /// `POOL_FAILED` when the kernel does not tell.
     pub async fn usage(&self) -> Result<(u64, u64)> {
         let (sysfs, qgroup, limit) =
             (self.disks.pool.sysfs.clone(), self.subvolume.account, self.limit);
+        let inherited = self.subvolume.lineage.inherited;
         blocking(move || {
             let used = btrfs::qgroup_usage(&sysfs, qgroup)
                 .map_err(|error| failed(codes::POOL_FAILED, "read a disk's use", &error))?;
-            Ok((used, limit))
+            Ok((used.saturating_add(inherited), limit))
         })
         .await
     }

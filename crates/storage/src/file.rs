@@ -2,9 +2,9 @@
 
 use std::{
     fmt::Display,
-    fs::{self, File},
+    fs::{self, File, OpenOptions},
     io::{self, Write},
-    os::unix::fs::DirBuilderExt,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::Path,
 };
 
@@ -44,20 +44,25 @@ pub(crate) fn set_private(path: &Path) -> Result<()> {
     fs::set_permissions(path, mode).map_err(|error| unusable("close to others", path, &error))
 }
 
-/// Writes `path` so that it has the old content or the new one whenever the machine stops.
+/// Waits until what was made in the directory `path` and removed from it is on disk.
+pub(crate) fn sync_dir(path: &Path) -> Result<()> {
+    File::open(path).and_then(|dir| dir.sync_all()).map_err(|error| unusable("write", path, &error))
+}
+
+/// Writes `path`, for root alone, so that it has the old content or the new one whenever the machine
+/// stops.
 pub(crate) fn write_atomic(path: &Path, content: &[u8]) -> Result<()> {
     let write = || -> io::Result<()> {
         let draft = path.with_extension("tmp");
-        let mut file = File::create(&draft)?;
+        let mut options = OpenOptions::new();
+        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
         file.write_all(content)?;
         file.sync_all()?;
         fs::rename(&draft, path)?;
-        match path.parent() {
-            Some(parent) => File::open(parent)?.sync_all(),
-            None => Ok(()),
-        }
+        Ok(())
     };
-    write().map_err(|error| unusable("write", path, &error))
+    write().map_err(|error| unusable("write", path, &error))?;
+    path.parent().map_or(Ok(()), sync_dir)
 }
 
 /// Runs blocking work off the async threads. It runs to its end even when the caller is dropped.

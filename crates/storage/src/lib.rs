@@ -19,27 +19,32 @@
 mod accounts;
 mod btrfs;
 mod builds;
+mod checked;
 mod digest;
 mod disks;
 mod file;
 mod layers;
+mod library;
 mod mount;
 mod pool;
 mod saved;
+mod space;
 
 use std::{collections::HashSet, path::PathBuf, sync::Arc};
 
-use atoll_core::{Error, LayerId, Result, error::codes};
+use atoll_core::{LayerId, Result};
 use tokio::task::JoinSet;
 
 pub use crate::{
     builds::BuildManifest,
     disks::Disk,
     layers::{Layer, LayerDraft, LayerInfo},
+    library::Lease,
     saved::Saved,
 };
 use crate::{
-    builds::Builds, disks::Disks, file::blocking, layers::Layers, pool::Pool, saved::Saves,
+    builds::Builds, disks::Disks, file::blocking, layers::Layers, library::Library, pool::Pool,
+    saved::Saves,
 };
 
 /// Configuration.
@@ -53,7 +58,7 @@ pub struct Options {
     /// Disks kept ready.
     pub disks: usize,
     /// Names of disks and of what is saved that a previous run left and somebody still owns. All
-    /// others are deleted at start.
+    /// others are deleted at start, apart from what is saved of builds.
     pub keep: HashSet<String>,
 }
 
@@ -74,8 +79,7 @@ pub struct Handle {
     pool: Pool,
     disks: Arc<Disks>,
     saves: Arc<Saves>,
-    layers: Arc<Layers>,
-    builds: Arc<Builds>,
+    library: Arc<Library>,
 }
 
 impl Service {
@@ -84,23 +88,25 @@ impl Service {
     ///
     /// # Errors
     /// `PRIVILEGE_MISSING`, `TOOL_MISSING`, `HOST_FEATURE_MISSING`, `DISK_FULL`, `POOL_FAILED`,
-    /// `DATA_DIR_UNUSABLE` or `BAD_OPTION`, each with what to do; `LAYER_CORRUPT` for a description
-    /// that cannot be read.
+    /// `DATA_DIR_UNUSABLE` or `BAD_OPTION`, each with what to do.
     pub async fn start(options: Options) -> Result<Self> {
         let Options { data_dir, pool_bytes, disks: target, keep } = options;
-        let (handle, doomed, undigested) = blocking(move || {
-            let (layers, undigested) = Layers::open(&data_dir)?;
+        let (handle, doomed, unread) = blocking(move || {
+            let (layers, unread) = Layers::open(&data_dir)?;
             let builds = Builds::open(&data_dir)?;
             let pool = Pool::open(&data_dir, pool_bytes)?;
             let (disks, doomed) = Disks::open(pool.clone(), target, &keep)?;
-            let (saves, left) = Saves::open(&disks, &keep)?;
+            let of_builds = builds.names();
+            let (saves, left) =
+                Saves::open(&disks, |name| keep.contains(name) || of_builds.contains(name))?;
             disks.sweep_qgroups(&left)?;
-            Ok((Handle { pool, disks, saves, layers, builds }, doomed, undigested))
+            let library = Library::new(layers, builds, Arc::clone(&saves));
+            Ok((Handle { pool, disks, saves, library }, doomed, unread))
         })
         .await?;
         let mut tasks = JoinSet::new();
         tasks.spawn(Arc::clone(&handle.disks).refill());
-        tasks.spawn(layers::digest_all(Arc::clone(&handle.layers), undigested));
+        tasks.spawn(layers::read_all(Arc::clone(&handle.library.layers), unread));
         let reaper = tokio::spawn(disks::reap(Arc::clone(&handle.disks), doomed));
         Ok(Self { pool: handle.pool.clone(), handle, reaper, tasks })
     }
@@ -113,7 +119,7 @@ impl Service {
     /// Deletes the disks that are ready or dropped, and unmounts the pool unless a disk is still
     /// in use. The image stays.
     pub async fn shutdown(mut self) {
-        self.handle.layers.stop();
+        self.handle.library.layers.stop();
         self.tasks.shutdown().await;
         if let Err(error) = self.handle.disks.drain().await {
             tracing::warn!(%error, "disks are left for the next start to delete");
@@ -122,13 +128,13 @@ impl Service {
         if let Err(error) = self.reaper.await {
             tracing::warn!(%error, "the reaper failed");
         }
-        let pool = self.pool;
+        let (pool, layers) = (self.pool, Arc::clone(&self.handle.library.layers));
         let closed = blocking(move || {
             pool.close();
-            Ok(())
+            layers.close()
         });
         if let Err(error) = closed.await {
-            tracing::warn!(%error, "the disk pool stays mounted");
+            tracing::warn!(%error, "the next start reads all layers again");
         }
     }
 }
@@ -155,11 +161,16 @@ impl Handle {
     /// Begins to save something: gives an empty directory, for root alone, for a checkpoint of
     /// memory. Whatever had this name is deleted. Without a checkpoint there is no need to begin.
     ///
+    /// From `least` to `most` bytes of the pool are set aside for it until it is sealed or dropped, as
+    /// there is plenty or not, and to write more of it fails (EDQUOT): no checkpoint fills the pool
+    /// for those who run. `least` is what the frozen sandbox uses; there may be more to write, up to
+    /// `most`.
+    ///
     /// # Errors
     /// `INVALID_REQUEST` for a name that is not made of up to 64 letters, digits, `-` and `_`;
-    /// `DISK_FULL` or `DATA_DIR_UNUSABLE`.
-    pub async fn begin_saved(&self, name: &str) -> Result<PathBuf> {
-        self.saves.begin(name).await
+    /// `DISK_FULL`, also when the pool has not that much to set aside; `DATA_DIR_UNUSABLE`.
+    pub async fn begin_saved(&self, name: &str, least: u64, most: u64) -> Result<PathBuf> {
+        self.saves.begin(name, least, most).await
     }
 
     /// Saves a copy of a disk as it is at this moment, and with it the checkpoint that was written
@@ -173,6 +184,18 @@ impl Handle {
         self.saves.seal(disk, name).await
     }
 
+    /// Makes an independent copy of what is saved, disk and checkpoint, under another name, in place
+    /// of all that had it. It shares their data: only what describes them is written. As in
+    /// [`seal`](Self::seal) it is there whole, or not at all.
+    ///
+    /// # Errors
+    /// `NOT_FOUND` when it is not saved any more, `LAYER_CORRUPT` when it is damaged,
+    /// `INVALID_REQUEST` for such a name or its own; `DISK_FULL`, `POOL_FAILED` or
+    /// `DATA_DIR_UNUSABLE`.
+    pub async fn copy_saved(&self, from: &Saved, to: &str) -> Result<Saved> {
+        self.saves.copy(from, to).await
+    }
+
     /// What is saved under this name; none if there is nothing or it is incomplete.
     ///
     /// # Errors
@@ -184,8 +207,10 @@ impl Handle {
 
     /// A disk with the content of a saved one, to which it adds nothing and from which nothing can
     /// be taken. It is limited as in [`take_disk`](Self::take_disk): what the saved disk holds
-    /// counts, unless it is held by a disk that still exists. Even a full one may grow by 4 MiB, or
-    /// it could not be used.
+    /// counts. Under the id of a build it counts for good, and any number of disks may branch from it;
+    /// under another name the branch takes the place of the saved disk, and to delete what that held
+    /// makes room. Even a full one may grow by 4 MiB, or it could not be used; and by 512 KiB, when it
+    /// is 16 MiB above its limit for that reason.
     ///
     /// # Errors
     /// `NOT_FOUND` when it is not saved any more, `LAYER_CORRUPT` when it is damaged, `DISK_FULL`,
@@ -202,6 +227,20 @@ impl Handle {
         self.saves.drop_saved(name).await
     }
 
+    /// Bytes that would be free if the disk of this name and what is saved under it were deleted, and
+    /// nothing else; none if there is neither. What a disk and a copy of it share counts for neither.
+    ///
+    /// Counted are the data of files, by extents as the kernel tells them. Left out is what describes
+    /// them, and with it the content of files of less than 2 KiB; an extent that something else holds
+    /// in part counts as shared, and of one that was overwritten in part what is still to be read. Takes about a second for 100,000 files; dropping the future ends it.
+    ///
+    /// # Errors
+    /// `POOL_FAILED` when the kernel does not tell.
+    pub async fn unique_bytes(&self, name: &str) -> Result<Option<u64>> {
+        let dirs = [self.disks.find(name), self.saves.find_dir(name)];
+        space::unique(dirs.into_iter().flatten().collect()).await
+    }
+
     /// How many disks are ready to be taken.
     pub fn ready_disks(&self) -> usize {
         self.disks.ready()
@@ -209,7 +248,7 @@ impl Handle {
 
     /// The tree of a layer, to be mounted read-only with mapped ids.
     pub fn layer_dir(&self, id: &LayerId) -> PathBuf {
-        self.layers.tree(id)
+        self.library.layers.tree(id)
     }
 
     /// Begins a layer.
@@ -217,53 +256,70 @@ impl Handle {
     /// # Errors
     /// `DISK_FULL` or `DATA_DIR_UNUSABLE`.
     pub async fn new_layer(&self) -> Result<LayerDraft> {
-        self.layers.draft().await
+        self.library.layers.draft().await
     }
 
-    /// All layers.
+    /// All layers that can be used.
     pub async fn layers(&self) -> Vec<LayerInfo> {
-        self.layers.list()
+        self.library.layers.list()
     }
 
-    /// Deletes a layer. No sandbox may be running on it.
-    ///
-    /// # Errors
-    /// `CONFLICT` when a build consists of it, `NOT_FOUND` when there is none,
-    /// `DATA_DIR_UNUSABLE` when it cannot be removed.
-    pub async fn delete_layer(&self, id: &LayerId) -> Result<()> {
-        if let Some(build) = self.builds.list().iter().find(|build| build.layers.contains(id)) {
-            let message = format!("build {} consists of layer {id}.", build.id);
-            return Err(Error::new(codes::CONFLICT, message).with_fix("Delete the build first."));
-        }
-        self.layers.delete(id.clone()).await
+    /// Keeps a layer that no manifest names for as long as this service runs. One that is made now is
+    /// kept until a manifest names it.
+    pub fn keep_layer(&self, id: &LayerId) {
+        self.library.layers.set_kept(std::slice::from_ref(id), true);
     }
 
-    /// Stores a manifest, in place of one with the same id.
+    /// Keeps layers from being deleted while the lease lives.
     ///
     /// # Errors
-    /// `INVALID_REQUEST` when the id is no UUID, `DISK_FULL` or `DATA_DIR_UNUSABLE`.
+    /// `TEMPLATE_MISSING` when one is gone, `LAYER_CORRUPT` when one is damaged.
+    pub async fn lease(&self, layers: &[LayerId]) -> Result<Lease> {
+        self.library.lease(layers)
+    }
+
+    /// Deletes the layers that no manifest and no lease uses, and gives their ids: what a crash has
+    /// left, and runtime layers of former versions. To be called once after each start, when
+    /// everything that was adopted has its lease; and not at all in a run in which it is not known what
+    /// that is, because a journal is damaged.
+    ///
+    /// # Errors
+    /// `DATA_DIR_UNUSABLE` when one cannot be removed; the next start does it.
+    pub async fn sweep(&self) -> Result<Vec<LayerId>> {
+        self.library.sweep().await
+    }
+
+    /// Stores a manifest, in place of one with the same id. That of a snapshot comes after what is
+    /// saved of it.
+    ///
+    /// # Errors
+    /// `INVALID_REQUEST` when the id is no UUID, `TEMPLATE_MISSING` or `LAYER_CORRUPT` when a layer
+    /// is missing or damaged, `DISK_FULL` or `DATA_DIR_UNUSABLE`.
     pub async fn put_build(&self, manifest: &BuildManifest) -> Result<()> {
-        self.builds.put(manifest.clone()).await
+        self.library.put(manifest.clone()).await
     }
 
     /// The manifest of a build; none if there is no such build here.
     ///
     /// # Errors
-    /// `LAYER_CORRUPT` when a layer of it is missing.
+    /// `LAYER_CORRUPT` when it is damaged, or something that it needs is missing or damaged.
     pub async fn build(&self, id: &str) -> Result<Option<BuildManifest>> {
-        let Some(manifest) = self.builds.get(id) else { return Ok(None) };
-        match manifest.layers.iter().find(|layer| !self.layers.has(layer)) {
-            Some(layer) => {
-                let message = format!("layer {layer} of build {id} is missing.");
-                Err(Error::new(codes::LAYER_CORRUPT, message))
-            }
-            None => Ok(Some(manifest)),
-        }
+        self.library.build(id).await
     }
 
-    /// All manifests.
+    /// All manifests that are not damaged.
     pub async fn builds(&self) -> Vec<BuildManifest> {
-        self.builds.list()
+        self.library.builds.list()
+    }
+
+    /// Deletes a build, damaged or not: its manifest, what is saved of it, and the layers that no
+    /// other build and no lease uses. Returns whether there was such a build. From the first moment
+    /// on there is none; a call that fails after that can be repeated.
+    ///
+    /// # Errors
+    /// `POOL_FAILED` when something of it is in use, `DATA_DIR_UNUSABLE` when it cannot be removed.
+    pub async fn delete_build(&self, id: &str) -> Result<bool> {
+        self.library.delete(id).await
     }
 
     /// Bytes used and total of the pool.

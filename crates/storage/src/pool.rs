@@ -4,6 +4,10 @@
 //! system of their own, on every host alike. Programs (`mkfs.btrfs`, `mount`, `umount`, `losetup`)
 //! run at start and end only.
 //!
+//! It is copy-on-write with checksums of data and metadata (the defaults of btrfs; no option turns
+//! them off): a block that is not what was written is an I/O error for whoever reads it. A sandbox may
+//! turn them off for files of its own, as on any btrfs.
+//!
 //! The mount outlives this process: sandboxes run on it. A later start finds it and goes on.
 
 use std::{
@@ -26,6 +30,10 @@ use crate::{
 const MIN_DEFAULT_BYTES: u64 = 8 << 30;
 /// Least size of a pool at all: below, btrfs has hardly room for its own structures.
 const MIN_BYTES: u64 = 256 << 20;
+
+/// Less than this, bytes, and less than one part in [`HOST_SHARE`], is nearly nothing on a file system.
+const HOST_RESERVE: u64 = 1 << 30;
+const HOST_SHARE: u64 = 50;
 
 /// A btrfs superblock begins at 64 KiB with a checksum, ids and flags, 64 bytes in all; then this.
 const MAGIC: &[u8; 8] = b"_BHRfS_M";
@@ -59,7 +67,10 @@ impl Pool {
         }
         let image = data_dir.join("pool.img");
         let dir = data_dir.join("pool");
-        private_dir(&dir)?;
+        // What may be mounted there may be read-only.
+        if !fs::exists(&dir).map_err(|error| unusable("look for", &dir, &error))? {
+            private_dir(&dir)?;
+        }
         if !take_over(&image, &dir)? {
             if !fs::exists(&image).map_err(|error| unusable("look for", &image, &error))? {
                 make_image(&image, image_size(data_dir, bytes)?)?;
@@ -85,6 +96,33 @@ impl Pool {
         let (free, _, total) =
             space(&self.dir).map_err(|error| unusable("measure", &self.dir, &error))?;
         Ok((total.saturating_sub(free), total))
+    }
+
+    /// Bytes that can still be written, and total.
+    pub(crate) fn free(&self) -> Result<(u64, u64)> {
+        let (_, free, total) =
+            space(&self.dir).map_err(|error| unusable("measure", &self.dir, &error))?;
+        Ok((free, total))
+    }
+
+    /// Whether what a sandbox may write has a place on the host. The image is sparse: were the file
+    /// system below it full, the kernel would make the pool read-only for all.
+    ///
+    /// # Errors
+    /// `DISK_FULL` when less than 2 % of that, and less than 1 GiB, is left.
+    pub(crate) fn check_host(&self) -> Result<()> {
+        let data_dir = self.dir.parent().unwrap_or(&self.dir);
+        let (_, free, total) =
+            space(data_dir).map_err(|error| unusable("measure", data_dir, &error))?;
+        if free >= HOST_RESERVE.min(total / HOST_SHARE) {
+            return Ok(());
+        }
+        let message = format!(
+            "the file system of {} has only {} MiB left, and the disk pool is to grow there.",
+            data_dir.display(),
+            free >> 20
+        );
+        Err(Error::new(codes::DISK_FULL, message).with_fix("Free space there."))
     }
 
     /// Unmounts it, unless something in it is in use: then it stays for the next start.
@@ -121,9 +159,51 @@ fn take_over(image: &Path, dir: &Path) -> Result<bool> {
     }
     if !found.writable {
         tracing::warn!("the disk pool had become read-only; mounting it again");
-        run("umount", "mount", Command::new("umount").arg(dir))?;
+        run("umount", "mount", Command::new("umount").arg(dir))
+            .map_err(|error| held(dir, &error))?;
     }
     Ok(found.writable)
+}
+
+/// The error for a pool that is read-only for good, and that something holds, which `umount` said.
+fn held(dir: &Path, said: &Error) -> Error {
+    let data_dir = dir.parent().unwrap_or(dir);
+    let free = space(data_dir).map_or(0, |(_, free, _)| free);
+    let message = format!(
+        "the kernel has made the disk pool read-only after an error, and it is in use: {} The file \
+         system of {} has {} MiB free.",
+        said.message,
+        data_dir.display(),
+        free >> 20
+    );
+    let instance = fs::read_to_string(data_dir.join("instance")).unwrap_or_default();
+    let first = first_processes(&format!("/atoll-{}/", instance.trim()));
+    let pids: Vec<String> = first.iter().map(u32::to_string).collect();
+    let end = match pids.is_empty() {
+        true => "`fuser --mount` with that directory shows what uses it.".to_owned(),
+        false => format!("End its sandboxes, which are lost: `kill -9 {}`.", pids.join(" ")),
+    };
+    let fix =
+        format!("If little is free there, the pool could not grow: free space. {end} Start again.");
+    Error::new(codes::POOL_FAILED, message).with_fix(fix)
+}
+
+/// The first processes of the sandboxes in these control groups: process 1 in a namespace of its own.
+fn first_processes(group: &str) -> Vec<u32> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let mut first: Vec<u32> = pids
+        .filter(|pid| {
+            let read = |file| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+            let status = read("status");
+            let ids = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+            // Of the host's own first process there is but one.
+            let inside = ids.unwrap_or_default().split_whitespace().skip(1).last();
+            inside == Some("1") && read("cgroup").contains(group)
+        })
+        .collect();
+    first.sort_unstable();
+    first
 }
 
 /// The size of a new image: as asked for, or half of what is free.
@@ -180,7 +260,7 @@ fn check_image(image: &Path) -> Result<()> {
         _ => {
             let message = format!("{} holds no btrfs file system.", image.display());
             Err(Error::new(codes::POOL_FAILED, message).with_fix(
-                "Move the file away; Atoll then makes a new pool. Templates are not in it.",
+                "Move the file away; Atoll then makes a new pool. Snapshots are in it, templates not.",
             ))
         }
     }

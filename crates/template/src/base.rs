@@ -51,7 +51,7 @@ pub(crate) async fn ensure(
         .builds()
         .await
         .into_iter()
-        .filter(|build| build.alias.as_deref() == Some(ALIAS))
+        .filter(|build| build.alias.as_deref() == Some(ALIAS) && build.snapshot.is_none())
         .collect();
     earlier.sort_by_key(|build| build.created_at);
     if let Some(found) = reusable(storage, &earlier, &recipe).await {
@@ -87,6 +87,9 @@ pub(crate) async fn ensure(
         default_workdir: None,
         created_at,
         recipe_digest: recipe,
+        snapshot: None,
+        stack: Vec::new(),
+        control_secret: None,
     };
     storage.put_build(&manifest).await?;
     progress.step(1.0, "done");

@@ -70,7 +70,9 @@ impl Handle {
         Self { options: Arc::new(options), storage, building: Arc::default() }
     }
 
-    /// The layer that holds `/usr/bin/envd` and nothing else; made if it is not there.
+    /// The layer that holds `/usr/bin/envd` and nothing else; made if it is not there. It is not
+    /// deleted while storage runs; that of another envd goes with the last sandbox or snapshot that
+    /// needs it, or in storage's sweep.
     ///
     /// # Errors
     /// `DISK_FULL` or `DATA_DIR_UNUSABLE`.

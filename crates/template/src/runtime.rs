@@ -22,6 +22,8 @@ pub(crate) async fn ensure(
         .into_iter()
         .find(|known| known.layer.name == NAME && known.layer.recipe == recipe);
     if let Some(known) = known {
+        // No manifest names it.
+        storage.keep_layer(&known.id);
         return Ok(known.id);
     }
     let draft = storage.new_layer().await?;

@@ -66,6 +66,21 @@ pub struct InitRequest {
     /// Volumes that the sandbox is to have. The node mounts them; envd checks that it has.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub volume_mounts: Option<Vec<VolumeMount>>,
+    /// Replaces [`BootConfig::sandbox_id`], for what comes from a checkpoint and may be another
+    /// sandbox than then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sandbox_id: Option<String>,
+    /// Replaces [`BootConfig::template_id`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub template_id: Option<String>,
+    /// Replaces [`BootConfig::control_secret`]: from the answer on the old one, which this request
+    /// carries, is void. A request with another secret than the present one begins a new life, and is
+    /// applied whatever its `timestamp`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub control_secret: Option<String>,
+    /// Replaces [`BootConfig::limits`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limits: Option<GuestLimits>,
 }
 
 /// A volume in [`InitRequest`]. What backs it is no business of envd's.

@@ -7,26 +7,25 @@
 //! claim the idempotency key     dropping the claim frees the key
 //! reserve a place               dropping the reservation gives the place back
 //! node.create                   a node undoes a create that is dropped (see `Node`)
-//! commit, settle, answer        no await: the sandbox is in the catalogue, or was never made
+//! learn, settle, answer         the sandbox is in the catalogue, or will be: the node tells of it
 //! ```
-//!
-//! What follows the answer (telling the node the exact deadline, counting) is a task of its own.
 
 use std::sync::Arc;
 
 use atoll_core::{
     Error, SandboxId,
     error::codes,
+    lifecycle,
     limits::{DEFAULT_TIMEOUT_V1, DEFAULT_TIMEOUT_V2},
     reference::Reference,
 };
 use atoll_state::{
-    catalogue::{Entry, IdempotentClaim, Phase},
+    catalogue::{Entry, IdempotentClaim},
     database::Resolved,
     model::Team,
 };
 use atoll_wire::{
-    node::{Resources, SandboxRecord},
+    node::{OnTimeout, Resources, SandboxRecord},
     rest,
 };
 use axum::{Json as JsonAnswer, extract::State};
@@ -36,7 +35,7 @@ use jiff::Timestamp;
 use super::{fields, summary};
 use crate::{
     auth::Caller,
-    control::{Control, after},
+    control::Control,
     error::{ApiError, ApiResult},
     extract::{Json, seconds},
     tokens,
@@ -50,7 +49,7 @@ type Answer = (StatusCode, JsonAnswer<rest::Sandbox>);
 /// What differs between the two routes.
 #[derive(Clone, Copy)]
 struct Defaults {
-    timeout: i64,
+    timeout: u32,
     always_secure: bool,
 }
 
@@ -70,8 +69,9 @@ pub(crate) async fn create_sandbox(
     headers: HeaderMap,
     Json(body): Json<rest::NewSandbox>,
 ) -> ApiResult<Answer> {
-    let timeout = DEFAULT_TIMEOUT_V1.as_secs().cast_signed();
-    create(&control, &team, &headers, body, Defaults { timeout, always_secure: false }).await
+    const TIMEOUT: u32 = DEFAULT_TIMEOUT_V1.as_secs() as u32;
+    create(&control, &team, &headers, body, Defaults { timeout: TIMEOUT, always_secure: false })
+        .await
 }
 
 /// Starts a sandbox that always requires its access token.
@@ -90,8 +90,9 @@ pub(crate) async fn create_sandbox_v2(
     headers: HeaderMap,
     Json(body): Json<rest::NewSandbox>,
 ) -> ApiResult<Answer> {
-    let timeout = DEFAULT_TIMEOUT_V2.as_secs().cast_signed();
-    create(&control, &team, &headers, body, Defaults { timeout, always_secure: true }).await
+    const TIMEOUT: u32 = DEFAULT_TIMEOUT_V2.as_secs() as u32;
+    create(&control, &team, &headers, body, Defaults { timeout: TIMEOUT, always_secure: true })
+        .await
 }
 
 /// A create that has passed every check.
@@ -99,7 +100,7 @@ struct Order {
     id: SandboxId,
     resolved: Resolved,
     /// Seconds.
-    timeout: i64,
+    timeout: u32,
     envd_access_token: Option<String>,
     body: rest::NewSandbox,
 }
@@ -122,7 +123,7 @@ async fn create(
             }
         }
     };
-    let entry = start(control, team, order).await?;
+    let entry = start(control, team, record(team, order)).await?;
     if let Some(claim) = claim {
         claim.settle();
     }
@@ -132,7 +133,7 @@ async fn create(
 /// Answers a repeated create with the sandbox that the first one made.
 async fn repeat(control: &Control, id: &SandboxId) -> ApiResult<Answer> {
     match control.catalogue.get(id).await? {
-        Some(entry) if entry.phase == Phase::Running => {
+        Some(entry) if entry.sandbox.state != lifecycle::State::Ending => {
             Ok((StatusCode::CREATED, JsonAnswer(summary(control, &entry))))
         }
         _ => Err(Error::new(
@@ -178,24 +179,28 @@ async fn check(
     }
     check_timeout(team, timeout)?;
     fields::check(&body)?;
-    let id = SandboxId::generate().map_err(|error| {
-        Error::new(codes::INTERNAL, format!("the system gives no randomness: {error}."))
-    })?;
+    let id = new_id()?;
     let is_secure = defaults.always_secure || body.secure == Some(true);
     let envd_access_token =
         is_secure.then(|| tokens::envd_access_token(&control.seed, &id)).transpose()?;
     Ok(Order { id, resolved, timeout, envd_access_token, body })
 }
 
+pub(super) fn new_id() -> ApiResult<SandboxId> {
+    SandboxId::generate().map_err(|error| {
+        Error::new(codes::INTERNAL, format!("the system gives no randomness: {error}.")).into()
+    })
+}
+
 /// The sentences on templates are the contract's; those on failures of the database are not.
-pub(super) fn template_error(error: Error) -> ApiError {
+pub(crate) fn template_error(error: Error) -> ApiError {
     if error.code.status < 500 { ApiError::as_fixed(error) } else { error.into() }
 }
 
 /// Refuses a lifetime beyond the tier's.
-pub(super) fn check_timeout(team: &Team, timeout: i64) -> ApiResult<()> {
+pub(super) fn check_timeout(team: &Team, timeout: u32) -> ApiResult<()> {
     let hours = team.tier.max_length_hours;
-    if timeout > i64::from(hours) * 3600 {
+    if timeout > longest(team) {
         return Err(ApiError::fixed(
             codes::INVALID_REQUEST,
             format!("Timeout cannot be greater than {hours} hours"),
@@ -204,32 +209,27 @@ pub(super) fn check_timeout(team: &Team, timeout: i64) -> ApiResult<()> {
     Ok(())
 }
 
-async fn start(control: &Arc<Control>, team: &Team, order: Order) -> ApiResult<Entry> {
+/// The tier's longest run, seconds.
+pub(super) fn longest(team: &Team) -> u32 {
+    team.tier.max_length_hours.saturating_mul(3600)
+}
+
+/// Takes a place and starts the sandbox. A start that is dropped is undone.
+pub(super) async fn start(
+    control: &Arc<Control>,
+    team: &Team,
+    record: SandboxRecord,
+) -> ApiResult<Entry> {
     let limit = team.tier.concurrent_sandboxes;
-    let reservation = control
-        .catalogue
-        .reserve(&team.id.to_string(), &order.id, limit)
-        .await
-        .map_err(|error| limit_error(error, team))?;
-    let timeout = order.timeout;
-    let mut record = record(control, team, order);
-    let created = control.node.create(record.clone()).await.map_err(placement_error)?;
+    let place = control.catalogue.reserve(&record.team, &record.id, limit).await;
+    let place = place.map_err(|error| limit_error(error, team))?;
+    let created = control.node.create(record).await.map_err(placement_error)?;
+    let entry = control.learn(created.sandbox).await?;
+    drop(place);
 
-    // From here to the answer nothing awaits.
-    record.started_at = Timestamp::now();
-    record.end_at = after(record.started_at, timeout);
-    let template = record.template.clone();
-    let entry = Entry {
-        record,
-        envd_version: created.envd_version,
-        phase: Phase::Running,
-        node: control.node_id.clone(),
-    };
-    reservation.commit(entry.clone());
-    tracing::info!(sandbox = %entry.record.id, timings = ?created.timings, "created");
-
-    control.mirror_deadline(&entry);
-    let database = control.database.clone();
+    let record = &entry.sandbox.record;
+    tracing::info!(sandbox = %record.id, timings = ?created.timings, "created");
+    let (database, template) = (control.database.clone(), record.template.clone());
     control.tasks.spawn(async move {
         if let Err(error) = database.count_spawn(&template).await {
             tracing::warn!(%template, %error, "a sandbox of the template was not counted");
@@ -238,15 +238,18 @@ async fn start(control: &Arc<Control>, team: &Team, order: Order) -> ApiResult<E
     Ok(entry)
 }
 
-/// The sandbox as the node is asked for it. Its deadline there leaves room for the start; the exact
-/// one, which counts from when it is up, follows.
-fn record(control: &Control, team: &Team, order: Order) -> SandboxRecord {
+/// The sandbox as the node is asked for it.
+fn record(team: &Team, order: Order) -> SandboxRecord {
     let Order { id, resolved, timeout, envd_access_token, body } = order;
     if let Some(servers) = body.mcp.as_ref().and_then(|mcp| mcp.as_object()) {
         tracing::info!(sandbox = %id, servers = ?servers.keys(), "the client is to run MCP servers");
     }
-    let started_at = Timestamp::now();
-    let room = control.handler_deadline.as_secs().cast_signed();
+    let on_timeout = match body.auto_pause {
+        Some(true) => OnTimeout::Pause { memory: body.auto_pause_memory.unwrap_or(true) },
+        _ => OnTimeout::Kill,
+    };
+    // The node sets both times, when the sandbox is up.
+    let now = Timestamp::now();
     SandboxRecord {
         id,
         team: team.id.to_string(),
@@ -262,16 +265,22 @@ fn record(control: &Control, team: &Team, order: Order) -> SandboxRecord {
         env_vars: body.env_vars.unwrap_or_default(),
         envd_access_token,
         allow_internet_access: body.allow_internet_access,
-        started_at,
-        end_at: after(started_at, timeout + room),
+        timeout,
+        longest: longest(team),
+        on_timeout,
+        auto_resume: body.auto_resume.and_then(|resume| resume.enabled).unwrap_or(false),
+        forked_from: None,
+        started_at: now,
+        end_at: now,
     }
 }
 
-fn limit_error(error: Error, team: &Team) -> ApiError {
+/// A refusal for want of a place, with what an operator should know.
+pub(super) fn limit_error(error: Error, team: &Team) -> Error {
     if error.code != codes::CONCURRENCY_LIMIT {
-        return error.into();
+        return error;
     }
-    ApiError::new(
+    Error::new(
         error.code,
         format!(
             "Team '{}' already has {} sandboxes running or starting, the most that its tier '{}' \

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::error::{ApiError, ApiResult};
 
-/// Checks the fields that are not built, in the contract's order.
+/// Checks the fields that go together or are not built, in the contract's order.
 pub(super) fn check(body: &rest::NewSandbox) -> ApiResult<()> {
     check_lifecycle(body)?;
     if body.iam.as_ref().is_some_and(|iam| has_entries(iam.tokens.as_ref())) {
@@ -27,19 +27,20 @@ pub(super) fn check(body: &rest::NewSandbox) -> ApiResult<()> {
     Ok(())
 }
 
+/// What happens at the deadline and on traffic.
 fn check_lifecycle(body: &rest::NewSandbox) -> ApiResult<()> {
-    let auto_pause = body.auto_pause.unwrap_or(false);
-    if body.auto_pause_memory == Some(false) && !auto_pause {
-        return Err(ApiError::fixed(
-            codes::INVALID_REQUEST,
-            "autoPauseMemory=false only applies when autoPause is true.",
-        ));
+    if body.auto_pause_memory != Some(false) {
+        return Ok(());
     }
-    if auto_pause {
-        return Err(ApiError::unsupported("autoPause"));
+    let refused = |sentence: &str| Err(ApiError::fixed(codes::INVALID_REQUEST, sentence));
+    if body.auto_pause != Some(true) {
+        return refused("autoPauseMemory=false only applies when autoPause is true.");
     }
     if body.auto_resume.as_ref().is_some_and(|resume| resume.enabled == Some(true)) {
-        return Err(ApiError::unsupported("autoResume.enabled"));
+        return refused(
+            "autoPauseMemory=false cannot be combined with autoResume: traffic wakes only what \
+             was paused with its memory.",
+        );
     }
     Ok(())
 }

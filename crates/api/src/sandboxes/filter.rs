@@ -36,7 +36,7 @@ impl MetadataFilter {
 
     /// Whether `entry` has all the labels.
     pub(super) fn matches(&self, entry: &Entry) -> bool {
-        self.0.iter().all(|(key, value)| entry.record.metadata.get(key) == Some(value))
+        self.0.iter().all(|(key, value)| entry.sandbox.record.metadata.get(key) == Some(value))
     }
 }
 
@@ -58,11 +58,10 @@ fn unescape(text: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
-/// Whether running sandboxes are asked for. Both states are, by default.
-pub(super) fn wants_running(csv: Option<&str>) -> ApiResult<bool> {
-    let Some(csv) = csv else { return Ok(true) };
-    let states = csv
-        .split(',')
+/// The states asked for: both, by default.
+pub(super) fn states(csv: Option<&str>) -> ApiResult<Vec<SandboxState>> {
+    let Some(csv) = csv else { return Ok(vec![SandboxState::Running, SandboxState::Paused]) };
+    csv.split(',')
         .map(|state| match state {
             "running" => Ok(SandboxState::Running),
             "paused" => Ok(SandboxState::Paused),
@@ -70,8 +69,7 @@ pub(super) fn wants_running(csv: Option<&str>) -> ApiResult<bool> {
                 "state must be of 'running' and 'paused', got {other:?}"
             ))),
         })
-        .collect::<ApiResult<Vec<_>>>()?;
-    Ok(states.contains(&SandboxState::Running))
+        .collect()
 }
 
 /// The direction asked for.

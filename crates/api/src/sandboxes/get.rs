@@ -2,17 +2,11 @@
 
 use std::sync::Arc;
 
-use atoll_state::catalogue::Phase;
-use atoll_wire::rest::{self, OnTimeout, SandboxLifecycle};
+use atoll_wire::rest;
 use axum::{Json, extract::State};
 
-use super::{find, listed};
-use crate::{
-    auth::Caller,
-    control::Control,
-    error::{ApiError, ApiResult},
-    extract::SandboxPath,
-};
+use super::{detail, find_shown};
+use crate::{auth::Caller, control::Control, error::ApiResult, extract::SandboxPath};
 
 /// Shows a sandbox.
 #[utoipa::path(get, path = "/sandboxes/{sandboxID}", tag = "sandboxes",
@@ -27,15 +21,6 @@ pub(crate) async fn get_sandbox(
     Caller(team): Caller,
     SandboxPath(id): SandboxPath,
 ) -> ApiResult<Json<rest::SandboxDetail>> {
-    let entry = find(&control, &team, &id).await?;
-    if entry.phase == Phase::Killing {
-        return Err(ApiError::sandbox_not_found(&id));
-    }
-    Ok(Json(rest::SandboxDetail {
-        listed: listed(&entry),
-        envd_access_token: entry.record.envd_access_token.clone(),
-        allow_internet_access: entry.record.allow_internet_access,
-        domain: control.domain.clone(),
-        lifecycle: SandboxLifecycle { auto_resume: false, on_timeout: OnTimeout::Kill },
-    }))
+    let entry = find_shown(&control, &team, &id).await?;
+    Ok(Json(detail(&control, &entry)))
 }

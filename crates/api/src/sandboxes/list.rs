@@ -2,16 +2,16 @@
 
 use std::sync::Arc;
 
-use atoll_core::{Error, TemplateId, error::codes, limits::PAGE_SIZE, reference::Reference};
+use atoll_core::{TemplateId, error::codes, reference::Reference};
 use atoll_state::{catalogue::Entry, model::Team};
-use atoll_wire::rest;
+use atoll_wire::rest::{self, SandboxState};
 use axum::{Json, extract::State};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde::Deserialize;
 
 use super::{
-    filter::{MetadataFilter, order, started_after, wants_running},
-    listed,
+    filter::{MetadataFilter, order, started_after, states},
+    listed, shown_state,
 };
 use crate::{
     auth::Caller,
@@ -19,9 +19,9 @@ use crate::{
     cursor::{Key, Order},
     error::{ApiError, ApiResult},
     extract::Query,
+    page::Page,
 };
 
-const NEXT_TOKEN: HeaderName = HeaderName::from_static("x-next-token");
 const TOTAL_RUNNING: HeaderName = HeaderName::from_static("x-total-running");
 
 /// The query of `GET /v2/sandboxes`.
@@ -57,8 +57,8 @@ pub(crate) async fn list_running_sandboxes(
 ) -> ApiResult<Json<Vec<rest::ListedSandbox>>> {
     let metadata = MetadataFilter::parse(query.metadata.as_deref().unwrap_or_default())?;
     let mut entries = control.catalogue.list(&team.id.to_string()).await?;
-    entries.retain(|entry| metadata.matches(entry));
-    sort(&mut entries, Order::Descending);
+    entries.retain(|entry| is_in(entry, SandboxState::Running) && metadata.matches(entry));
+    entries.sort_by(|a, b| key(a).compare(&key(b), Order::Descending));
     Ok(Json(entries.iter().map(listed).collect()))
 }
 
@@ -86,34 +86,22 @@ pub(crate) async fn list_sandboxes(
     Caller(team): Caller,
     Query(query): Query<ListQuery>,
 ) -> ApiResult<(HeaderMap, Json<Vec<rest::ListedSandbox>>)> {
-    let limit = page_size(query.limit)?;
     let order = order(query.order.as_deref())?;
-    let behind = cursor(query.next_token.as_deref(), order)?;
-    // No sandbox is paused in this release, so nothing matches where only those are asked for.
-    let wants_running = wants_running(query.state.as_deref())?;
+    let page = Page::new(query.limit, query.next_token.as_deref(), order)?;
+    let states = states(query.state.as_deref())?;
     let mut entries = matching(&control, &team, &query).await?;
+    entries.retain(|entry| states.contains(&shown_state(entry.sandbox.state)));
 
     let mut headers = HeaderMap::new();
-    if wants_running {
-        headers.insert(TOTAL_RUNNING, HeaderValue::from(entries.len()));
-    } else {
-        entries.clear();
+    if states.contains(&SandboxState::Running) {
+        let running = entries.iter().filter(|entry| is_in(entry, SandboxState::Running)).count();
+        headers.insert(TOTAL_RUNNING, HeaderValue::from(running));
     }
-    sort(&mut entries, order);
-    if let Some(behind) = behind {
-        entries.retain(|entry| key(entry).compare(&behind, order).is_gt());
-    }
-    if entries.len() > limit {
-        entries.truncate(limit);
-        let next = entries.last().map(|entry| key(entry).encode(order)).unwrap_or_default();
-        let next = HeaderValue::try_from(next)
-            .map_err(|error| Error::new(codes::INTERNAL, format!("a page cursor: {error}.")))?;
-        headers.insert(NEXT_TOKEN, next);
-    }
+    page.cut(&mut entries, key, &mut headers)?;
     Ok((headers, Json(entries.iter().map(listed).collect())))
 }
 
-/// The team's running sandboxes that pass every filter.
+/// The team's sandboxes that pass every filter but that of states.
 async fn matching(control: &Control, team: &Team, query: &ListQuery) -> ApiResult<Vec<Entry>> {
     let metadata = MetadataFilter::parse(query.metadata.as_deref().unwrap_or_default())?;
     let started_after = started_after(query.started_after.as_deref())?;
@@ -127,8 +115,9 @@ async fn matching(control: &Control, team: &Team, query: &ListQuery) -> ApiResul
     let mut entries = control.catalogue.list(&team.id.to_string()).await?;
     entries.retain(|entry| {
         metadata.matches(entry)
-            && started_after.is_none_or(|after| entry.record.started_at.as_microsecond() >= after)
-            && template.as_ref().is_none_or(|template| entry.record.template == *template)
+            && started_after
+                .is_none_or(|after| entry.sandbox.record.started_at.as_microsecond() >= after)
+            && template.as_ref().is_none_or(|template| entry.sandbox.record.template == *template)
     });
     Ok(entries)
 }
@@ -141,31 +130,18 @@ async fn template(control: &Control, team: &Team, text: &str) -> ApiResult<Optio
         return Err(invalid("a tag cannot be filtered by".to_owned()));
     }
     let reference = Reference::parse(text).map_err(|error| invalid(error.to_string()))?;
-    match control.database.resolve_template(&reference, team).await {
-        Ok(resolved) => Ok(Some(resolved.template)),
+    match control.database.find_template(&reference, team).await {
+        Ok(named) => Ok(Some(named.template)),
         Err(error) if error.code.status < 500 => Ok(None),
         Err(error) => Err(error.into()),
     }
 }
 
-fn page_size(limit: Option<i64>) -> ApiResult<usize> {
-    let limit = limit.unwrap_or(i64::from(PAGE_SIZE));
-    match usize::try_from(limit) {
-        Ok(size) if (1..=PAGE_SIZE as usize).contains(&size) => Ok(size),
-        _ => Err(ApiError::validation(format!("limit must be 1 to {PAGE_SIZE}, got {limit}"))),
-    }
-}
-
-fn cursor(token: Option<&str>, order: Order) -> ApiResult<Option<Key>> {
-    let Some(token) = token.filter(|token| !token.is_empty()) else { return Ok(None) };
-    let key = Key::decode(token, order);
-    key.map(Some).ok_or_else(|| ApiError::fixed(codes::INVALID_REQUEST, "Invalid next token"))
+fn is_in(entry: &Entry, state: SandboxState) -> bool {
+    shown_state(entry.sandbox.state) == state
 }
 
 fn key(entry: &Entry) -> Key {
-    Key::new(entry.record.started_at, entry.record.id.as_str())
-}
-
-fn sort(entries: &mut [Entry], order: Order) {
-    entries.sort_by(|a, b| key(a).compare(&key(b), order));
+    let record = &entry.sandbox.record;
+    Key::new(record.started_at, record.id.as_str())
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use atoll_core::{Error, error::codes};
+use atoll_wire::node::OnTimeout;
 use jiff::Timestamp;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -124,8 +125,6 @@ async fn lifetimes_have_bounds() {
 async fn what_is_not_built_is_refused_by_name_and_its_default_is_not() {
     let stack = Stack::start().await;
     for (field, value, says) in [
-        ("autoPause", json!(true), "'autoPause'"),
-        ("autoResume", json!({"enabled": true}), "'autoResume.enabled'"),
         (
             "autoPauseMemory",
             json!(false),
@@ -168,6 +167,42 @@ async fn what_is_not_built_is_refused_by_name_and_its_default_is_not() {
         json!({"timeout": null, "secure": null, "allow_internet_access": true, "brandNew": [1]}),
     ] {
         stack.sandbox(defaults).await;
+    }
+}
+
+#[tokio::test]
+async fn what_happens_at_the_deadline_is_chosen() {
+    let stack = Stack::start().await;
+    let shown = |auto_resume: bool, on_timeout: &str| json!({"autoResume": auto_resume, "onTimeout": on_timeout});
+    let pause = |memory| OnTimeout::Pause { memory };
+    for (body, lifecycle, on_timeout) in [
+        (json!({}), shown(false, "kill"), OnTimeout::Kill),
+        (json!({"autoPause": true}), shown(false, "pause"), pause(true)),
+        (json!({"autoPause": true, "autoPauseMemory": true}), shown(false, "pause"), pause(true)),
+        (json!({"autoPause": true, "autoPauseMemory": false}), shown(false, "pause"), pause(false)),
+        (
+            json!({"autoPause": true, "autoResume": {"enabled": true}}),
+            shown(true, "pause"),
+            pause(true),
+        ),
+        (json!({"autoResume": {"enabled": true}}), shown(true, "kill"), OnTimeout::Kill),
+        (json!({"autoPauseMemory": true, "autoResume": {}}), shown(false, "kill"), OnTimeout::Kill),
+    ] {
+        let id = id_of(&stack.sandbox(body).await);
+        let detail = stack.get(&format!("/sandboxes/{id}")).await.success(200);
+        assert_eq!(detail["lifecycle"], lifecycle);
+        let record = stack.node.record(&id).unwrap();
+        assert_eq!((record.on_timeout, record.timeout), (on_timeout, 300));
+        assert_eq!((record.auto_resume, record.longest), (lifecycle["autoResume"] == true, 86_400));
+    }
+    for (auto_pause, auto_resume, says) in [
+        (json!(false), json!(null), "autoPauseMemory=false only applies when autoPause is true."),
+        (json!(true), json!({"enabled": true}), "autoPauseMemory=false cannot be combined"),
+    ] {
+        let body = json!({"templateID": "base", "autoPause": auto_pause,
+            "autoPauseMemory": false, "autoResume": auto_resume});
+        let message = stack.post("/v2/sandboxes", body).await.failure(400);
+        assert!(message.starts_with(says), "{message}");
     }
 }
 
@@ -324,8 +359,7 @@ async fn the_lifetime_counts_from_when_the_sandbox_is_up() {
     let time = |key: &str| detail[key].as_str().unwrap().parse::<Timestamp>().unwrap();
     assert!(time("startedAt") >= before);
     assert_eq!(time("endAt").duration_since(time("startedAt")).as_secs(), 60);
-    // The node learns the exact deadline.
-    eventually(|| async { stack.node.record(&id).unwrap().end_at == time("endAt") }).await;
+    assert_eq!(stack.node.record(&id).unwrap().end_at, time("endAt"));
 }
 
 #[tokio::test]

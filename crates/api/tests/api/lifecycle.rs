@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, sync::atomic::Ordering};
 
-use atoll_wire::node::{EndReason, Node};
+use atoll_wire::node::EndReason;
 use jiff::Timestamp;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -112,6 +112,10 @@ async fn ids_are_read_as_published() {
             (Method::POST, "/timeout"),
             (Method::POST, "/connect"),
             (Method::POST, "/refreshes"),
+            (Method::POST, "/pause"),
+            (Method::POST, "/resume"),
+            (Method::POST, "/fork"),
+            (Method::POST, "/snapshots"),
             (Method::GET, "/metrics"),
         ] {
             let request = stack.request(method.clone(), &format!("/sandboxes/{bad}{tail}"));
@@ -136,6 +140,13 @@ async fn another_teams_sandbox_does_not_exist() {
         (Method::POST, format!("{path}/refreshes"), json!({})),
         (Method::POST, format!("{path}/connect"), json!({"timeout": 1})),
         (Method::POST, format!("/v2{path}/connect"), json!({})),
+        (Method::POST, format!("{path}/pause"), json!({})),
+        (Method::POST, format!("{path}/resume"), json!({})),
+        (Method::POST, format!("{path}/fork"), json!({})),
+        (Method::POST, format!("{path}/snapshots"), json!({})),
+        (Method::POST, format!("/atoll{path}/fork"), json!({})),
+        (Method::POST, format!("/atoll{path}/rewind"), json!({"snapshotID": "x"})),
+        (Method::GET, format!("/atoll{path}/lineage"), json!(null)),
     ] {
         let answer = send(request(method, &path).json(&body)).await;
         assert_eq!(answer.failure(404), not_found(&id), "{path}");
@@ -236,12 +247,15 @@ async fn connect_never_shortens() {
 
 #[tokio::test]
 async fn a_sandbox_on_its_way_out_conflicts() {
-    let stack = Stack::start().await;
+    let stack = Stack::with(FakeNode::holding_kills(), |_| {}).await;
     let id = stack.sandbox_id().await;
-    use atoll_state::Catalogue;
-    assert!(stack.catalogue.begin_kill(&id.parse().unwrap()).await.unwrap());
-    let message = format!("Sandbox \"{id}\" is being killed");
     let path = format!("/sandboxes/{id}");
+    let mut kill = Box::pin(stack.delete(&path));
+    tokio::select! {
+        _ = &mut kill => panic!("it did not wait"),
+        () = eventually(|| async { stack.get(&path).await.status == 404 }) => {}
+    }
+    let message = format!("Sandbox \"{id}\" is being killed");
     for (tail, body) in [
         ("/connect", json!({"timeout": 1})),
         ("/timeout", json!({"timeout": 1})),
@@ -249,9 +263,19 @@ async fn a_sandbox_on_its_way_out_conflicts() {
     ] {
         assert_eq!(stack.post(&format!("{path}{tail}"), body).await.failure(409), message);
     }
+    let cannot = |done| format!("Sandbox '{id}' cannot be {done} while in 'killing' state");
+    for (tail, done) in [("/pause", "paused"), ("/fork", "forked"), ("/snapshots", "snapshotted")] {
+        let answer = stack.post(&format!("{path}{tail}"), json!({})).await;
+        assert_eq!(answer.failure(409), cannot(done));
+    }
+    let resumed = stack.post(&format!("{path}/resume"), json!({})).await;
+    assert_eq!(resumed.failure(404), not_found(&id));
     assert_eq!(stack.get(&path).await.failure(404), not_found(&id));
     assert_eq!(stack.get("/v2/sandboxes").await.success(200), json!([]));
-    assert_eq!(stack.delete(&path).await.failure(404), not_found(&id));
+    assert!(!stack.has_place(1).await);
+    stack.node.kill_gate.add_permits(1);
+    kill.await.success(204);
+    assert!(stack.has_place(1).await);
 }
 
 #[tokio::test]
@@ -275,17 +299,6 @@ async fn many_expire_at_once() {
 }
 
 #[tokio::test]
-async fn an_expiry_that_failed_is_repeated() {
-    let stack = Stack::start().await;
-    let id = stack.sandbox_id().await;
-    stack.node.kills_fail.store(true, Ordering::SeqCst);
-    stack.post(&format!("/sandboxes/{id}/timeout"), json!({"timeout": 0})).await.success(204);
-    eventually(|| async { stack.node.kills_failed.load(Ordering::SeqCst) > 0 }).await;
-    stack.node.kills_fail.store(false, Ordering::SeqCst);
-    eventually(|| is_gone(&stack, &id)).await;
-}
-
-#[tokio::test]
 async fn a_sandbox_that_dies_disappears() {
     let stack = Stack::start().await;
     let (id, other) = (stack.sandbox_id().await, stack.sandbox_id().await);
@@ -304,26 +317,23 @@ async fn a_sandbox_that_the_node_lost_disappears() {
 }
 
 #[tokio::test]
-async fn what_ran_before_is_taken_in_at_start() {
-    let first = Stack::start().await;
-    let created = first.sandbox(json!({"metadata": {"a": "1"}})).await;
-    let (id, late) = (id_of(&created), first.sandbox_id().await);
-    let mut records = [first.node.record(&id).unwrap(), first.node.record(&late).unwrap()];
-    first.service.shutdown().await;
-    assert_eq!(first.node.sandboxes().len(), 2, "shutting down leaves sandboxes as they are");
+async fn what_there_was_is_taken_in_at_start() {
+    let stack = Stack::start().await;
+    let created = stack.sandbox(json!({"metadata": {"a": "1"}})).await;
+    let (id, paused) = (id_of(&created), stack.sandbox_id().await);
+    stack.post(&format!("/sandboxes/{paused}/pause"), json!({})).await.success(204);
+    let before = stack.get("/v2/sandboxes").await.success(200);
 
-    records[1].end_at = Timestamp::now() - jiff::SignedDuration::from_secs(1);
-    let node = FakeNode::default();
-    for record in records {
-        node.create(record).await.unwrap();
-    }
-    let second = Stack::with(node, |_| {}).await;
-    let connected = second.post(&format!("/v2/sandboxes/{id}/connect"), json!({})).await;
+    let stack = stack.again().await;
+    assert_eq!(stack.node.sandboxes().len(), 2, "shutting down leaves sandboxes as they are");
+    assert_eq!(stack.get("/v2/sandboxes").await.success(200), before);
+    let connected = stack.post(&format!("/v2/sandboxes/{id}/connect"), json!({})).await;
     assert_eq!(connected.success(200), created);
-    let detail = second.get(&format!("/sandboxes/{id}")).await.success(200);
+    let detail = stack.get(&format!("/sandboxes/{id}")).await.success(200);
     assert_eq!(detail["metadata"], json!({"a": "1"}));
-    eventually(|| is_gone(&second, &late)).await;
-    assert_eq!(second.node.reasons(&late), [EndReason::Expired]);
+    // The one that is paused takes no place.
+    assert!(stack.has_place(2).await && !stack.has_place(1).await);
+    stack.post(&format!("/v2/sandboxes/{paused}/connect"), json!({})).await.success(201);
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@
 
 mod auth;
 mod connections;
+mod copies;
 mod create;
 mod documents;
 mod errors;
@@ -14,5 +15,6 @@ mod list;
 mod logs;
 mod metrics;
 mod node;
+mod pause;
 mod rules;
 mod stack;

@@ -1,56 +1,83 @@
-//! A node without sandboxes: it keeps the records it is given, tells of ends like a real one, and
-//! can be made to hold or refuse creates.
+//! A node without sandboxes: it keeps the records it is given and goes through their states at once,
+//! tells of each change like a real one, and can be made to hold or refuse what it is asked.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{
         Mutex, MutexGuard,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use async_trait::async_trait;
-use atoll_core::{Error, Result, SandboxId, error::codes, lifecycle::State};
-use atoll_wire::node::{
-    Created, EndReason, Ended, LogLine, Node, NodeInfo, NodeSandbox, Sample, SandboxRecord,
+use atoll_core::{
+    Error, Result, SandboxId,
+    error::codes,
+    lifecycle::{Kept, State},
 };
-use jiff::Timestamp;
+use atoll_wire::node::{
+    Change, Created, Deadline, EndReason, LogLine, Node, NodeInfo, NodeSandbox, OnTimeout, Resume,
+    Resumed, Sample, SandboxRecord, Snapshot, Space,
+};
+use jiff::{SignedDuration, Timestamp};
 use tokio::sync::{Notify, Semaphore};
 
 pub(crate) const ENVD_VERSION: &str = "0.6.4";
 
+/// What the node says it takes for a sandbox's files, and for a snapshot's, bytes.
+pub(crate) const SANDBOX_BYTES: u64 = 4096;
+pub(crate) const SNAPSHOT_BYTES: u64 = 1 << 20;
+
 pub(crate) struct FakeNode {
-    sandboxes: Mutex<HashMap<SandboxId, SandboxRecord>>,
-    ends: Mutex<Vec<Ended>>,
+    sandboxes: Mutex<HashMap<SandboxId, NodeSandbox>>,
+    /// Snapshots, with the sandbox that each is of.
+    builds: Mutex<BTreeMap<String, SandboxId>>,
+    changes: Mutex<Vec<Change>>,
     lines: Mutex<Vec<LogLine>>,
     news: Notify,
-    /// How long `ended` waits for news.
+    revision: AtomicU64,
+    /// How long `changes` waits for news.
     patience: Duration,
     /// Creates that may pass.
     pub(crate) gate: Semaphore,
     /// What creates are refused with.
     pub(crate) refusal: Mutex<Option<Error>>,
+    /// Creates that pass before they are refused.
+    pub(crate) refuse_after: AtomicUsize,
     /// Kills that may pass.
     pub(crate) kill_gate: Semaphore,
     pub(crate) kills_fail: AtomicBool,
-    pub(crate) kills_failed: AtomicUsize,
+    /// Pauses, resumes, snapshots and rewinds that may pass.
+    pub(crate) change_gate: Semaphore,
+    pub(crate) changes_fail: AtomicBool,
+    /// Changes that are before the gate now.
+    pub(crate) waiting: AtomicUsize,
+    /// How often a sandbox was resumed.
+    pub(crate) resumes: AtomicUsize,
     pub(crate) is_down: AtomicBool,
 }
 
 impl Default for FakeNode {
     fn default() -> Self {
+        let open = || Semaphore::new(Semaphore::MAX_PERMITS);
         Self {
             sandboxes: Mutex::default(),
-            ends: Mutex::default(),
+            builds: Mutex::default(),
+            changes: Mutex::default(),
             lines: Mutex::default(),
             news: Notify::new(),
+            revision: AtomicU64::new(1),
             patience: Duration::from_secs(20),
-            gate: Semaphore::new(Semaphore::MAX_PERMITS),
+            gate: open(),
             refusal: Mutex::new(None),
-            kill_gate: Semaphore::new(Semaphore::MAX_PERMITS),
+            refuse_after: AtomicUsize::new(0),
+            kill_gate: open(),
             kills_fail: AtomicBool::new(false),
-            kills_failed: AtomicUsize::new(0),
+            change_gate: open(),
+            changes_fail: AtomicBool::new(false),
+            waiting: AtomicUsize::new(0),
+            resumes: AtomicUsize::new(0),
             is_down: AtomicBool::new(false),
         }
     }
@@ -82,22 +109,35 @@ impl FakeNode {
         Self { kill_gate: Semaphore::new(0), ..Self::default() }
     }
 
-    /// A node that says soon that nothing has ended.
+    /// A node that holds pauses and the like until `change_gate` is opened.
+    pub(crate) fn holding_changes() -> Self {
+        Self { change_gate: Semaphore::new(0), ..Self::default() }
+    }
+
+    /// A node that says soon that nothing has changed.
     pub(crate) fn impatient() -> Self {
         Self { patience: Duration::from_millis(20), ..Self::default() }
     }
 
-    pub(crate) fn sandboxes(&self) -> MutexGuard<'_, HashMap<SandboxId, SandboxRecord>> {
+    pub(crate) fn sandboxes(&self) -> MutexGuard<'_, HashMap<SandboxId, NodeSandbox>> {
         self.sandboxes.lock().unwrap()
     }
 
+    pub(crate) fn builds(&self) -> MutexGuard<'_, BTreeMap<String, SandboxId>> {
+        self.builds.lock().unwrap()
+    }
+
     pub(crate) fn record(&self, id: &str) -> Option<SandboxRecord> {
-        self.sandboxes().get(&id.parse().unwrap()).cloned()
+        Some(self.sandboxes().get(&id.parse().unwrap())?.record.clone())
     }
 
     pub(crate) fn reasons(&self, id: &str) -> Vec<EndReason> {
-        let ends = self.ends.lock().unwrap();
-        ends.iter().filter(|end| end.id.as_str() == id).map(|end| end.reason).collect()
+        let changes = self.changes.lock().unwrap();
+        let reason = |change: &Change| match change {
+            Change::Ended { id: ended, reason } if ended.as_str() == id => Some(*reason),
+            _ => None,
+        };
+        changes.iter().filter_map(reason).collect()
     }
 
     /// Ends a sandbox as its own first process would.
@@ -108,6 +148,20 @@ impl FakeNode {
     /// Loses a sandbox without a word.
     pub(crate) fn lose(&self, id: &str) {
         self.sandboxes().remove(&id.parse().unwrap());
+    }
+
+    /// Lets a sandbox be in a state, and tells of it.
+    pub(crate) fn put(&self, id: &str, state: State) {
+        self.change(&id.parse().unwrap(), |sandbox| sandbox.state = state);
+    }
+
+    /// Lets a sandbox's time be up.
+    pub(crate) fn expire(&self, id: &str) {
+        let id: SandboxId = id.parse().unwrap();
+        match self.record(id.as_str()).unwrap().on_timeout {
+            OnTimeout::Kill => drop(self.end(&id, EndReason::Expired)),
+            OnTimeout::Pause { memory } => drop(self.pause_now(&id, memory)),
+        }
     }
 
     /// Logs a line of a sandbox, as the node itself or its envd would.
@@ -133,13 +187,72 @@ impl FakeNode {
         (cursor + found.len() as u64, found)
     }
 
+    fn tell(&self, change: Change) {
+        self.changes.lock().unwrap().push(change);
+        self.news.notify_waiters();
+    }
+
     fn end(&self, id: &SandboxId, reason: EndReason) -> bool {
         let was_there = self.sandboxes().remove(id).is_some();
         if was_there {
-            self.ends.lock().unwrap().push(Ended { id: id.clone(), reason });
-            self.news.notify_waiters();
+            self.tell(Change::Ended { id: id.clone(), reason });
         }
         was_there
+    }
+
+    fn change(&self, id: &SandboxId, change: impl FnOnce(&mut NodeSandbox)) -> Option<NodeSandbox> {
+        let mut sandboxes = self.sandboxes();
+        let sandbox = sandboxes.get_mut(id)?;
+        change(sandbox);
+        sandbox.revision = self.revision.fetch_add(1, Ordering::SeqCst);
+        let now = sandbox.clone();
+        drop(sandboxes);
+        self.tell(Change::Now(now.clone()));
+        Some(now)
+    }
+
+    /// Passes the gate of changes; the sandbox must run then, or be paused where that will do.
+    async fn begin(&self, id: &SandboxId, of_paused: bool) -> Result<Option<NodeSandbox>> {
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        self.change_gate.acquire().await.unwrap().forget();
+        self.waiting.fetch_sub(1, Ordering::SeqCst);
+        if self.changes_fail.load(Ordering::SeqCst) {
+            return Err(Error::new(codes::CHECKPOINT_FAILED, "no memory to dump."));
+        }
+        let Some(sandbox) = self.sandboxes().get(id).cloned() else { return Ok(None) };
+        match sandbox.state {
+            State::Running => Ok(Some(sandbox)),
+            State::Paused(_) if of_paused => Ok(Some(sandbox)),
+            state => Err(refused(state)),
+        }
+    }
+
+    fn pause_now(&self, id: &SandboxId, memory: bool) -> Option<NodeSandbox> {
+        let kept = if memory { Kept::Checkpoint } else { Kept::Disk };
+        self.change(id, |sandbox| {
+            sandbox.state = State::Paused(kept);
+            sandbox.record.end_at = Timestamp::now();
+        })
+    }
+}
+
+fn refused(state: State) -> Error {
+    let code = match state {
+        State::Paused(_) => codes::SANDBOX_PAUSED,
+        State::Ending => codes::SANDBOX_ENDING,
+        _ => codes::SANDBOX_BUSY,
+    };
+    Error::new(code, format!("it is {state:?}."))
+}
+
+fn end_at(record: &SandboxRecord, deadline: Deadline) -> Timestamp {
+    let after = |from: Timestamp, seconds: u32| from + SignedDuration::from_secs(seconds.into());
+    let longest = after(record.started_at, record.longest);
+    match deadline {
+        Deadline::In(seconds) => after(Timestamp::now(), seconds).min(longest),
+        Deadline::AtLeastIn(seconds) => {
+            after(Timestamp::now(), seconds).min(longest).max(record.end_at)
+        }
     }
 }
 
@@ -148,52 +261,117 @@ impl Node for FakeNode {
     async fn create(&self, record: SandboxRecord) -> Result<Created> {
         let id = record.id.clone();
         let mut start = Start { node: self, id: &id, done: false };
-        self.sandboxes().insert(id.clone(), record);
+        let sandbox = NodeSandbox {
+            record,
+            envd_version: ENVD_VERSION.to_owned(),
+            state: State::Starting,
+            revision: 0,
+        };
+        self.sandboxes().insert(id.clone(), sandbox);
         self.gate.acquire().await.unwrap().forget();
-        if let Some(error) = self.refusal.lock().unwrap().clone() {
+        let passes = |left: usize| left.checked_sub(1);
+        let refusal = self.refusal.lock().unwrap().clone();
+        if let Some(error) = refusal
+            && self.refuse_after.fetch_update(Ordering::SeqCst, Ordering::SeqCst, passes).is_err()
+        {
             return Err(error);
         }
         start.done = true;
-        Ok(Created { envd_version: ENVD_VERSION.to_owned(), timings: Default::default() })
+        let sandbox = self.change(&id, |sandbox| {
+            sandbox.state = State::Running;
+            sandbox.record.started_at = Timestamp::now();
+            sandbox.record.end_at = sandbox.record.started_at;
+            sandbox.record.end_at = end_at(&sandbox.record, Deadline::In(sandbox.record.timeout));
+        });
+        Ok(Created { sandbox: sandbox.unwrap(), timings: Default::default() })
     }
 
     async fn kill(&self, id: &SandboxId, reason: EndReason) -> Result<bool> {
-        self.kill_gate.acquire().await.unwrap().forget();
         if self.kills_fail.load(Ordering::SeqCst) {
-            self.kills_failed.fetch_add(1, Ordering::SeqCst);
             return Err(Error::new(codes::INTERNAL, "the cgroup is busy."));
         }
+        self.change(id, |sandbox| sandbox.state = State::Ending);
+        self.kill_gate.acquire().await.unwrap().forget();
         Ok(self.end(id, reason))
     }
 
-    async fn set_end(&self, id: &SandboxId, end_at: Timestamp) -> Result<bool> {
-        let mut sandboxes = self.sandboxes();
-        let Some(record) = sandboxes.get_mut(id) else { return Ok(false) };
-        record.end_at = end_at;
-        Ok(true)
+    async fn set_end(&self, id: &SandboxId, deadline: Deadline) -> Result<Option<NodeSandbox>> {
+        let Some(sandbox) = self.sandboxes().get(id).cloned() else { return Ok(None) };
+        if !matches!(sandbox.state, State::Running | State::Snapshotting) {
+            return Err(refused(sandbox.state));
+        }
+        let end_at = end_at(&sandbox.record, deadline);
+        let changed = self.change(id, |sandbox| sandbox.record.end_at = end_at);
+        if end_at <= Timestamp::now() {
+            self.expire(id.as_str());
+        }
+        Ok(changed)
     }
 
-    async fn pause(&self, id: &SandboxId, _: bool) -> Result<bool> {
-        Ok(self.sandboxes().contains_key(id))
+    async fn pause(&self, id: &SandboxId, memory: bool) -> Result<Option<NodeSandbox>> {
+        let Some(_) = self.begin(id, false).await? else { return Ok(None) };
+        Ok(self.pause_now(id, memory))
     }
 
-    async fn resume(&self, id: &SandboxId, end_at: Timestamp) -> Result<bool> {
-        self.set_end(id, end_at).await
+    async fn resume(&self, id: &SandboxId, resume: Resume) -> Result<Option<Resumed>> {
+        let Some(sandbox) = self.begin(id, true).await? else { return Ok(None) };
+        let was_paused = sandbox.state != State::Running;
+        let sandbox = self.change(id, |sandbox| {
+            let record = &mut sandbox.record;
+            if was_paused {
+                sandbox.state = State::Running;
+                record.started_at = Timestamp::now();
+                record.end_at = record.started_at;
+            }
+            record.end_at = end_at(record, Deadline::AtLeastIn(resume.timeout));
+            record.on_timeout = resume.on_timeout.unwrap_or(record.on_timeout);
+        });
+        self.resumes.fetch_add(usize::from(was_paused), Ordering::SeqCst);
+        Ok(sandbox.map(|sandbox| Resumed { sandbox, was_paused }))
+    }
+
+    async fn snapshot(&self, id: &SandboxId, snapshot: Snapshot) -> Result<Option<Kept>> {
+        let Some(_) = self.begin(id, snapshot.of_paused).await? else { return Ok(None) };
+        self.builds().insert(snapshot.build, id.clone());
+        Ok(Some(Kept::Checkpoint))
+    }
+
+    async fn rewind(&self, id: &SandboxId, build: &str) -> Result<Option<NodeSandbox>> {
+        let Some(_) = self.begin(id, false).await? else { return Ok(None) };
+        assert!(self.builds().contains_key(build), "rewound to what is not there");
+        Ok(self.change(id, |sandbox| sandbox.record.build = build.to_owned()))
+    }
+
+    async fn delete_build(&self, build: &str) -> Result<bool> {
+        Ok(self.builds().remove(build).is_some())
+    }
+
+    async fn snapshots(&self) -> Result<Vec<String>> {
+        Ok(self.builds().keys().cloned().collect())
+    }
+
+    async fn space(&self, ids: &[String]) -> Result<Vec<Space>> {
+        let bytes = |id: &String| {
+            let is_sandbox = self.sandboxes().keys().any(|known| known.as_str() == id);
+            let is_build = self.builds().contains_key(id);
+            is_sandbox.then_some(SANDBOX_BYTES).or(is_build.then_some(SNAPSHOT_BYTES))
+        };
+        let space = |id: &String| Some(Space { id: id.clone(), unique_bytes: bytes(id)? });
+        Ok(ids.iter().filter_map(space).collect())
+    }
+
+    async fn get(&self, id: &SandboxId) -> Result<Option<NodeSandbox>> {
+        Ok(self.sandboxes().get(id).cloned())
     }
 
     async fn list(&self) -> Result<Vec<NodeSandbox>> {
-        let sandbox = |record: &SandboxRecord| NodeSandbox {
-            record: record.clone(),
-            envd_version: ENVD_VERSION.to_owned(),
-            state: State::Running,
-        };
-        Ok(self.sandboxes().values().map(sandbox).collect())
+        Ok(self.sandboxes().values().cloned().collect())
     }
 
     async fn sample(&self, ids: &[SandboxId]) -> Result<Vec<(SandboxId, Sample)>> {
         let sandboxes = self.sandboxes();
         let sample = |id: &SandboxId| {
-            let resources = sandboxes.get(id)?.resources;
+            let resources = sandboxes.get(id)?.record.resources;
             let sample = Sample {
                 timestamp: Timestamp::now().as_second(),
                 cpu_count: resources.vcpu,
@@ -209,8 +387,8 @@ impl Node for FakeNode {
         Ok(ids.iter().filter_map(sample).collect())
     }
 
-    async fn ended(&self, cursor: u64) -> Result<(u64, Vec<Ended>)> {
-        Ok(self.since(cursor, &self.ends).await)
+    async fn changes(&self, cursor: u64) -> Result<(u64, Vec<Change>)> {
+        Ok(self.since(cursor, &self.changes).await)
     }
 
     async fn logs(&self, cursor: u64) -> Result<(u64, Vec<LogLine>)> {
@@ -226,6 +404,7 @@ impl Node for FakeNode {
             version: "0.1.0".to_owned(),
             running: self.sandboxes().len() as u32,
             driver: "none".to_owned(),
+            memory: Kept::Checkpoint,
         })
     }
 }

@@ -89,6 +89,20 @@ pub(crate) fn eventually<F: Future<Output = bool>>(
     }
 }
 
+async fn serve(
+    database: &SqliteDatabase,
+    catalogue: &Arc<MemoryCatalogue>,
+    node: &Arc<FakeNode>,
+    configure: impl FnOnce(&mut Options),
+) -> Service {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut options = Options::new(listener, SEED);
+    options.admin_token = Some(ADMIN_TOKEN.to_owned());
+    configure(&mut options);
+    let database = Arc::new(database.clone());
+    Service::start(options, database, catalogue.clone(), node.clone()).await.unwrap()
+}
+
 impl Stack {
     pub(crate) async fn start() -> Self {
         Self::with(FakeNode::default(), |_| {}).await
@@ -115,16 +129,17 @@ impl Stack {
         let base = NewBuild { alias: "base".to_owned(), build };
         database.publish_global_template(&base, team.id).await.unwrap();
 
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let mut options = Options::new(listener, SEED);
-        options.admin_token = Some(ADMIN_TOKEN.to_owned());
-        configure(&mut options);
         let (node, catalogue) = (Arc::new(node), Arc::new(MemoryCatalogue::new()));
-        let service =
-            Service::start(options, Arc::new(database.clone()), catalogue.clone(), node.clone())
-                .await
-                .unwrap();
+        let service = serve(&database, &catalogue, &node, configure).await;
         Self { node, catalogue, service, client: Client::new(), user, database, directory }
+    }
+
+    /// Shuts the control plane down and starts another on the same database and node.
+    pub(crate) async fn again(self) -> Self {
+        self.service.shutdown().await;
+        let catalogue = Arc::new(MemoryCatalogue::new());
+        let service = serve(&self.database, &catalogue, &self.node, |_| {}).await;
+        Self { catalogue, service, ..self }
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
@@ -195,7 +210,7 @@ impl Stack {
             .unwrap();
     }
 
-    /// Places of the team that are taken: running, starting or being ended.
+    /// Whether fewer than `limit` places of the team are taken.
     pub(crate) async fn has_place(&self, limit: u32) -> bool {
         let id = "iprobe".parse().unwrap();
         self.catalogue.reserve(&TEAM.to_string(), &id, limit).await.is_ok()

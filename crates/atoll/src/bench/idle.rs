@@ -57,7 +57,7 @@ impl Bench {
             .then(|sandbox| self.charged(&sandbox.sandbox_id))
             .try_collect()
             .await?;
-        report.push(Row::memory("memory of an idle sandbox", Statistics::of(&charged)));
+        report.push(Row::amount("memory of an idle sandbox", Statistics::of(&charged)));
         // Before anything is run in them.
         let by_namespace = by_namespace(Path::new("/proc"))
             .map_err(|error| failed("processes cannot be listed", error))?;
@@ -70,18 +70,18 @@ impl Bench {
             let figures = |pick: fn(&Memory) -> f64| {
                 Statistics::of(&memories.iter().map(|one| pick(one) / MIB).collect::<Vec<_>>())
             };
-            report.push(Row::memory("envd, idle: private memory", figures(|one| one.private)));
-            report.push(Row::memory("envd, idle: resident memory", figures(|one| one.resident)));
+            report.push(Row::amount("envd, idle: private memory", figures(|one| one.private)));
+            report.push(Row::amount("envd, idle: resident memory", figures(|one| one.resident)));
         } else {
             report.note("No memory of envd: that takes root, on the machine of the sandboxes.");
         }
         let size = helpers::ENVD.len() as f64 / MIB;
-        report.push(Row::memory("envd, its program", Statistics::of(&[size])));
+        report.push(Row::amount("envd, its program", Statistics::of(&[size])));
         Ok(())
     }
 
     /// What a sandbox's group is charged, MiB.
-    async fn charged(&self, id: &str) -> Result<f64> {
+    pub(super) async fn charged(&self, id: &str) -> Result<f64> {
         let deadline = Instant::now() + SAMPLE_LIMIT;
         loop {
             let samples = self.client.metrics(id).await?;

@@ -8,6 +8,8 @@
 //! |---|---|
 //! | [`lives`] | creating a sandbox, its first command, ending it |
 //! | [`commands`] | calls and streams of a sandbox that runs |
+//! | [`pauses`] | pausing a sandbox, resuming and forking it, with and without much memory |
+//! | [`forks`] | memory and disk of a hundred forks |
 //! | [`idle`] | the memory of a sandbox in which nothing runs |
 //! | [`start`] | envd, from exec to its first answer |
 //! | [`transfer`] | files of a gigabyte, in and out; with [`nginx`] beside it, and through [`edge`] |
@@ -15,9 +17,11 @@
 
 mod commands;
 mod edge;
+mod forks;
 mod idle;
 mod lives;
 mod nginx;
+mod pauses;
 mod peers;
 mod report;
 mod scratch;
@@ -58,6 +62,9 @@ pub(crate) struct Arguments {
     /// Measure these only.
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Part>,
+    /// Where the deployment keeps everything, to see what its pool uses.
+    #[arg(long, default_value = "/var/lib/atoll", env = "ATOLL_DATA_DIR")]
+    data_dir: PathBuf,
     /// Size of the file that is sent and fetched, MiB.
     #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=8192))]
     file_mib: u32,
@@ -91,6 +98,10 @@ enum Part {
     Lives,
     /// Calls and streams of one sandbox.
     Commands,
+    /// Pausing sandboxes, resuming and forking them.
+    Pauses,
+    /// What the hundredth fork costs.
+    Forks,
     /// Memory of idle sandboxes.
     Idle,
     /// The start of envd.
@@ -108,14 +119,17 @@ struct Bench {
 
 impl Bench {
     async fn create(&self) -> Result<(rest::Sandbox, Duration)> {
-        let request = Create {
+        let started = Instant::now();
+        let sandbox = self.client.create(&self.request()).await?;
+        Ok((sandbox, started.elapsed()))
+    }
+
+    fn request(&self) -> Create {
+        Create {
             template: self.template.clone(),
             timeout: Some(SANDBOX_SECONDS),
             ..Create::default()
-        };
-        let started = Instant::now();
-        let sandbox = self.client.create(&request).await?;
-        Ok((sandbox, started.elapsed()))
+        }
     }
 
     /// Does `work` with a sandbox, which is ended whatever comes of it.
@@ -123,7 +137,23 @@ impl Bench {
         &self,
         work: impl AsyncFnOnce(&rest::Sandbox) -> Result<T>,
     ) -> Result<T> {
-        let (sandbox, _) = self.create().await?;
+        self.with_one(&self.request(), work).await
+    }
+
+    /// As [`with_sandbox`](Self::with_sandbox), with one that requests wake.
+    async fn with_sleeper<T>(
+        &self,
+        work: impl AsyncFnOnce(&rest::Sandbox) -> Result<T>,
+    ) -> Result<T> {
+        self.with_one(&Create { auto_resume: true, ..self.request() }, work).await
+    }
+
+    async fn with_one<T>(
+        &self,
+        request: &Create,
+        work: impl AsyncFnOnce(&rest::Sandbox) -> Result<T>,
+    ) -> Result<T> {
+        let sandbox = self.client.create(request).await?;
         let outcome = work(&sandbox).await;
         self.client.kill(&sandbox.sandbox_id).await?;
         outcome
@@ -139,6 +169,12 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
     }
     if arguments.wants(Part::Commands) {
         bench.measure_commands(count, &mut report).await?;
+    }
+    if arguments.wants(Part::Pauses) {
+        bench.measure_pauses(count, &mut report).await?;
+    }
+    if arguments.wants(Part::Forks) {
+        bench.measure_forks(&arguments.data_dir, &mut report).await?;
     }
     if arguments.wants(Part::Idle) {
         bench.measure_idle(&mut report).await?;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use atoll_core::{Error, Result, error::codes};
+use atoll_wire::rest::Kept;
 use serde::Serialize;
 
 use super::statistics::Statistics;
@@ -22,12 +23,15 @@ pub(crate) struct Row {
     /// This median as a multiple of those of others that do the same.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     ratios: BTreeMap<&'static str, f64>,
+    /// What it depends on: what pauses kept, or forks copied.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kept: Option<Kept>,
 }
 
 impl Row {
     fn new(name: &str, at_once: usize, unit: &'static str, statistics: Statistics) -> Self {
         let (create_ratio, ratios) = (None, BTreeMap::new());
-        Self { name: name.to_owned(), at_once, unit, statistics, create_ratio, ratios }
+        Self { name: name.to_owned(), at_once, unit, statistics, create_ratio, ratios, kept: None }
     }
 
     /// A time, in milliseconds.
@@ -35,8 +39,8 @@ impl Row {
         Self::new(name, at_once, "ms", statistics)
     }
 
-    /// An amount of memory, in MiB.
-    pub(crate) fn memory(name: &str, statistics: Statistics) -> Self {
+    /// An amount of memory or of a disk, in MiB.
+    pub(crate) fn amount(name: &str, statistics: Statistics) -> Self {
         Self::new(name, 1, "MiB", statistics)
     }
 
@@ -56,6 +60,11 @@ impl Row {
         self
     }
 
+    /// Says what pauses kept, or forks copied.
+    pub(crate) fn kept(self, kept: Option<Kept>) -> Self {
+        Self { kept, ..self }
+    }
+
     /// What follows the figures.
     fn remark(&self) -> String {
         let mut remarks = Vec::new();
@@ -63,6 +72,11 @@ impl Row {
             remarks.push(format!("create is {ratio:.2} times this"));
         }
         remarks.extend(self.ratios.iter().map(|(name, ratio)| format!("{ratio:.2} times {name}")));
+        remarks.extend(self.kept.map(|kept| match kept {
+            Kept::Disk => "files only".to_owned(),
+            Kept::Frozen => "memory frozen".to_owned(),
+            Kept::Checkpoint => "memory in a checkpoint".to_owned(),
+        }));
         remarks.join(", ")
     }
 }
@@ -159,6 +173,16 @@ mod tests {
         let value: serde_json::Value = serde_json::from_str(&report.json().unwrap()).unwrap();
         assert_eq!(value["rows"][2]["create_ratio"], 2.0);
         assert!(report.table().contains("create is 2.00 times this"));
+    }
+
+    #[test]
+    fn what_a_pause_kept_is_said() {
+        let mut report = Report::new();
+        let row = Row::time("pause, idle", 1, Statistics::of(&[10.0]));
+        report.push(row.kept(Some(Kept::Checkpoint)));
+        let value: serde_json::Value = serde_json::from_str(&report.json().unwrap()).unwrap();
+        assert_eq!(value["rows"][0]["kept"], "checkpoint");
+        assert!(report.table().contains("memory in a checkpoint"));
     }
 
     #[test]

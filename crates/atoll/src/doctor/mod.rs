@@ -29,6 +29,9 @@ pub(crate) struct Arguments {
     /// The domain that Atoll is to use.
     #[arg(long, default_value = up::DOMAIN, value_name = "DOMAIN")]
     domain: Domain,
+    /// A directory that CRIU was unpacked to; without it, the one in PATH is used.
+    #[arg(long, env = "ATOLL_CRIU", value_name = "DIR")]
+    criu: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -92,7 +95,7 @@ struct Report<'a> {
 
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
     let mut findings = checks::all(&arguments).await;
-    findings.push(probe::container().await);
+    findings.extend(probe::container(arguments.criu.clone()).await);
     let ready = findings.iter().all(|finding| finding.verdict != Verdict::Failure);
     if arguments.json {
         let report = serde_json::to_string_pretty(&Report { ready, findings: &findings })

@@ -1,13 +1,22 @@
 //! A real sandbox with nothing in it: whether one can be made here is found out by making one.
 //!
 //! It has a slot, id-mapped layers under an overlay, limits and the system call filter, like any
-//! other; its first process is the launcher itself, which says how it is called and ends.
+//! other; its first process is the launcher itself, which says how it is called and ends. Then
+//! another one is saved and restored, as a pause and a resume do.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+};
 
 use atoll_core::{Error, InstanceId, Result, SandboxId, error::codes};
 use atoll_isolation::{
     Driver, Limits, Spec,
+    checkpoint::{
+        self,
+        criu::{OLDEST, Version},
+    },
     container::{self, Container},
 };
 use atoll_network::Slot;
@@ -16,20 +25,55 @@ use super::Finding;
 use crate::{helpers::Launcher, up::claim::Claim};
 
 const NAME: &str = "container driver";
+const MEMORY: &str = "memory in pauses";
 const PROBE_PORT: u16 = 49983;
 /// Directories that every root needs for the mounts made in it.
 const MOUNT_POINTS: [&str; 4] = ["proc", "dev", "sys", "bin"];
 
-/// Tries the container driver.
-pub(crate) async fn container() -> Finding {
-    match try_container().await {
-        Ok(limits) => Finding::ok(
-            NAME,
+/// Tries the container driver, and what a pause keeps with it.
+pub(crate) async fn container(criu: Option<PathBuf>) -> [Finding; 2] {
+    match try_container(criu).await {
+        Ok(Tried { limits, memory }) => [
+            Finding::ok(
+                NAME,
+                format!(
+                    "a sandbox was made and removed: namespaces, id-mapped overlay, seccomp, {limits}"
+                ),
+            ),
+            pause(memory),
+        ],
+        Err(error) => {
+            let not_tried = Finding::warning(
+                MEMORY,
+                "what a pause keeps was not tried, since no sandbox can be made",
+                "See to the line above first.",
+            );
+            [Finding::error(NAME, &error), not_tried]
+        }
+    }
+}
+
+/// What a pause with memory keeps here.
+fn pause(tried: std::result::Result<Version, checkpoint::Error>) -> Finding {
+    match tried {
+        Ok(version) => Finding::ok(
+            MEMORY,
             format!(
-                "a sandbox was made and removed: namespaces, id-mapped overlay, seccomp, {limits}"
+                "a pause keeps processes on disk, where they outlive Atoll and the machine: one was \
+                 saved and restored, by CRIU {version}"
             ),
         ),
-        Err(error) => Finding::error(NAME, &error),
+        Err(cause) => Finding::warning(
+            MEMORY,
+            format!(
+                "a pause keeps processes frozen in memory: when Atoll or the machine is shut down \
+                 only their files are left, and snapshots and forks are of files alone ({cause})"
+            ),
+            format!(
+                "Install CRIU {OLDEST} or newer, such as that of Debian's testing suite, or unpack \
+                 it to a directory (scripts/criu.sh does) and name that in ATOLL_CRIU."
+            ),
+        ),
     }
 }
 
@@ -56,7 +100,14 @@ impl Drop for Scratch {
     }
 }
 
-async fn try_container() -> Result<String> {
+/// What came of it.
+struct Tried {
+    /// Where control groups are, in words.
+    limits: String,
+    memory: std::result::Result<Version, checkpoint::Error>,
+}
+
+async fn try_container(criu: Option<PathBuf>) -> Result<Tried> {
     let instance = InstanceId::generate().map_err(|e| failed("no randomness", e))?;
     let claim = Claim::take(&instance)?;
     let scratch = Scratch::make(&instance)?;
@@ -68,6 +119,7 @@ async fn try_container() -> Result<String> {
         staging: scratch.0.join("staging"),
         ready: 0,
         keep: std::collections::HashSet::new(),
+        criu,
     })
     .await?;
     let network = atoll_network::Service::start(atoll_network::Options {
@@ -83,13 +135,26 @@ async fn try_container() -> Result<String> {
     })
     .await?;
     let outcome = match network.handle().take().await {
-        Ok(slot) => start(&driver, &slot, &scratch.0, &launcher).await,
+        Ok(slot) => try_in(&driver, &slot, &scratch.0, &launcher).await,
         Err(error) => Err(error),
     };
     network.shutdown().await?;
     let limits = driver.cgroups().hierarchies().describe();
     driver.shutdown().await;
-    outcome.map(|()| limits)
+    outcome.map(|memory| Tried { limits, memory })
+}
+
+async fn try_in(
+    driver: &Container,
+    slot: &Slot,
+    scratch: &Path,
+    launcher: &Path,
+) -> Result<std::result::Result<Version, checkpoint::Error>> {
+    start(driver, slot, scratch, launcher).await?;
+    let scratch = scratch.join("memory");
+    let made = fs::DirBuilder::new().mode(0o700).create(&scratch);
+    made.map_err(|error| failed("cannot make a directory to work in", error))?;
+    Ok(driver.probe_memory(slot.into(), &scratch).await)
 }
 
 async fn start(driver: &Container, slot: &Slot, scratch: &Path, launcher: &Path) -> Result<()> {
@@ -108,7 +173,7 @@ async fn start(driver: &Container, slot: &Slot, scratch: &Path, launcher: &Path)
     let running = driver
         .start(Spec {
             id: &id,
-            slot,
+            place: slot.into(),
             layers: vec![layer],
             disk,
             limits: Limits { vcpu: 1, memory: 64 << 20, processes: 16 },

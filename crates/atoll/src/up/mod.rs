@@ -5,7 +5,9 @@
 
 pub(crate) mod claim;
 pub(crate) mod data_dir;
+mod directory;
 pub(crate) mod environment;
+mod farewell;
 pub(crate) mod keys;
 pub(crate) mod ports;
 mod self_check;
@@ -78,12 +80,20 @@ pub(crate) struct Arguments {
     /// Size of a new disk pool, GiB [default: half of what is free].
     #[arg(long, value_name = "GIB")]
     pool_gib: Option<u64>,
+    /// Directory that CRIU was unpacked to, which pauses keep memory with [default: the one in PATH].
+    #[arg(long, value_name = "DIRECTORY", env = "ATOLL_CRIU", value_parser = absolute)]
+    criu: Option<PathBuf>,
     /// Network slots and disks kept ready.
     #[arg(long, default_value_t = 16)]
     ready: usize,
     /// Token for admin endpoints, sent as X-Admin-Token.
     #[arg(long, env = "ATOLL_ADMIN_TOKEN", hide_env_values = true)]
     admin_token: Option<String>,
+}
+
+/// Programs are run from elsewhere.
+fn absolute(path: &str) -> std::io::Result<PathBuf> {
+    std::path::absolute(path)
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
@@ -123,7 +133,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
     };
     environment.forget(&directory);
     if outcome.is_ok() {
-        terminal::say("Stopping; running sandboxes end.");
+        terminal::say(&stack.farewell().await);
     }
     // A second Ctrl-C is for those who cannot wait.
     tokio::select! {
@@ -215,6 +225,7 @@ Atoll is ready ({:.1} s).
                  (names {names})
   Isolation      {}
   Network        the internet, and nothing else: not this host, not private networks
+  Pause          {}
   Keys           {keys}
   Self-check     created in {} ms, first command after {} ms, ended in {} ms
 
@@ -223,11 +234,13 @@ In another shell:
   . {env_file}
   python3 -c 'from e2b import Sandbox; print(Sandbox.create().commands.run(\"uname -a\").stdout)'
 
-Ctrl-C stops Atoll and ends its sandboxes.",
+Ctrl-C stops Atoll and ends its sandboxes; paused ones stay. If Atoll is killed instead, all live on,
+and the next `atoll up` takes them up again.",
         elapsed.as_secs_f64(),
         environment.api_url,
         environment.sandbox_url,
         stack.isolation(),
+        stack.memory(),
         times.create.as_millis(),
         times.first_command.as_millis(),
         times.kill.as_millis(),

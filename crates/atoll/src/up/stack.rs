@@ -5,31 +5,30 @@
 //! ```text
 //! storage ─┬─ template ──┐
 //!          │             ├─ orchestrator ─┬─ node RPC, node proxy
-//! network ─┴─ isolation ─┘                ├─ API ── database, catalogue
-//!                                         └─ client proxy
+//! network ─┴─ isolation ─┘                └─ API ── database, catalogue
+//!                                             └─ client proxy, which wakes sandboxes
 //!
 //! front: over the API and the client proxy
 //! ```
 
 use std::{sync::Arc, time::Duration};
 
-use async_trait::async_trait;
-use atoll_core::{Error, Result, SandboxId, error::codes};
+use atoll_core::{Error, Result, error::codes};
 use atoll_front::Identity;
 use atoll_isolation::{
-    Driver,
+    Driver, Place,
     container::{self, Container},
 };
 use atoll_orchestrator::rpc;
-use atoll_proxy::{Directory, Location, Sandboxes};
 use atoll_state::{Database, MemoryCatalogue, SqliteDatabase, database::NewBuild, model::Build};
 use atoll_storage::BuildManifest;
+use atoll_wire::node::Node;
 use tokio::task::{JoinError, JoinHandle};
 use uuid::Uuid;
 
 use super::{
-    Arguments, ca_bundle, claim, claim::Claim, data_dir::DataDir, environment::Environment,
-    keys::Keys, ports::Listeners,
+    Arguments, ca_bundle, claim, claim::Claim, data_dir::DataDir, directory::OneNode,
+    environment::Environment, farewell, keys::Keys, ports::Listeners,
 };
 use crate::{
     helpers::{self, Launcher},
@@ -41,6 +40,9 @@ const GIB: u64 = 1024 * 1024 * 1024;
 const MAX_PROCESSES: u32 = 8192;
 /// How long answers under way may take when stopping; streams to sandboxes are cut.
 const GRACE: Duration = Duration::from_secs(1);
+/// What is saved while CRIU is tried, and room for it: a program and envd's size of memory.
+const PROBE: &str = "probe";
+const PROBE_BYTES: u64 = 64 * 1024 * 1024;
 
 /// What a deployment is.
 pub(crate) struct Settings<'a> {
@@ -60,6 +62,10 @@ pub(crate) struct Stack {
     storage: Part<atoll_storage::Service>,
     network: Part<atoll_network::Service>,
     driver: Option<Arc<Container>>,
+    /// What a pause keeps here, in plain words.
+    memory: String,
+    /// On the layer with envd, which every new sandbox needs.
+    runtime: Option<atoll_storage::Lease>,
     database: Option<Arc<SqliteDatabase>>,
     orchestrator: Option<atoll_orchestrator::Service>,
     rpc: Option<rpc::Service>,
@@ -106,16 +112,6 @@ fn joined<S>(outcome: std::result::Result<Result<S>, JoinError>) -> Result<S> {
     outcome.unwrap_or_else(|error| Err(Error::new(codes::INTERNAL, format!("{error}."))))
 }
 
-/// Where sandboxes run when there is one node: here.
-struct OneNode(atoll_orchestrator::Handle);
-
-#[async_trait]
-impl Directory for OneNode {
-    async fn locate(&self, id: &SandboxId) -> Result<Option<Location>> {
-        Ok(self.0.find(id).await.map(Location::Here))
-    }
-}
-
 impl Stack {
     /// Starts everything.
     ///
@@ -132,6 +128,7 @@ impl Stack {
         let claim = self.claim.insert(Claim::take(directory.instance())?);
         let journal = atoll_orchestrator::Journal::open(directory.path())?;
         let keep = journal.keep();
+        let is_damaged = journal.is_damaged();
 
         // First: storage and network cannot let go of what a leftover sandbox holds, and the driver
         // ends those. What the journal knows lives on.
@@ -142,6 +139,7 @@ impl Stack {
                 staging: directory.join("staging"),
                 ready: arguments.ready,
                 keep: keep.groups,
+                criu: arguments.criu.clone(),
             })
             .await?,
         );
@@ -167,6 +165,7 @@ impl Stack {
             keep: keep.slots,
         };
         let network = self.network.start(atoll_network::Service::start(options)).await?.handle();
+        self.memory = probe_memory(&driver, &network, &storage).await;
 
         let database = Arc::new(SqliteDatabase::open(&directory.join("atoll.db")).await?);
         self.database = Some(database.clone());
@@ -181,6 +180,7 @@ impl Stack {
             storage.clone(),
         );
         let runtime_layer = template.ensure_runtime_layer().await?;
+        self.runtime = Some(storage.lease(std::slice::from_ref(&runtime_layer)).await?);
         let progress = Progress::new("Building the base template (once)");
         let base = template.ensure_base(&progress).await;
         progress.finish();
@@ -194,11 +194,17 @@ impl Stack {
                 max_processes: MAX_PROCESSES,
             },
             journal,
-            storage,
+            storage.clone(),
             network,
             driver,
         )
         .await;
+        // Nothing is being built yet, and what runs has been taken up.
+        if is_damaged {
+            tracing::warn!("layers are kept that a sandbox may need of which the file is damaged");
+        } else if let Err(error) = storage.sweep().await {
+            tracing::warn!(%error, "layers that nothing uses are left");
+        }
         let node = self.orchestrator.insert(orchestrator).handle();
         self.serve(settings, identity, listeners, node, database).await
     }
@@ -223,27 +229,26 @@ impl Stack {
         };
         self.node_proxy = Some(atoll_proxy::node::Service::start(options, listeners.node_proxy)?);
 
-        let options = atoll_proxy::client::Options {
-            directory: Arc::new(OneNode(node.clone())),
-            grace: GRACE,
-        };
+        let mut options = atoll_api::Options::new(listeners.api, directory.secret("seed")?);
+        options.admin_token.clone_from(&arguments.admin_token);
+        options.domain = Some(environment.domain.to_string());
+        let catalogue = Arc::new(MemoryCatalogue::default());
+        let service = Arc::new(node.clone());
+        let api = atoll_api::Service::start(options, database, catalogue, service).await?;
+        let api = self.api.insert(api).handle();
+
+        let directory = Arc::new(OneNode { node, api: api.clone() });
+        let options = atoll_proxy::client::Options { directory, grace: GRACE };
         let proxy = self.client_proxy.insert(atoll_proxy::client::Service::start(
             options,
             listeners.proxy,
             listeners.proxy_health,
         )?);
 
-        let mut options = atoll_api::Options::new(listeners.api, directory.secret("seed")?);
-        options.admin_token.clone_from(&arguments.admin_token);
-        options.domain = Some(environment.domain.to_string());
-        let catalogue = Arc::new(MemoryCatalogue::default());
-        let api = atoll_api::Service::start(options, database, catalogue, Arc::new(node)).await?;
-        let api = self.api.insert(api);
-
         self.front = Some(atoll_front::Service::start(atoll_front::Options {
             listener: listeners.front,
             identity,
-            api: api.handle().router(),
+            api: api.router(),
             edge: proxy.edge(),
             grace: GRACE,
         })?);
@@ -262,16 +267,34 @@ impl Stack {
         )
     }
 
-    /// Stops everything that has started, the newest first; sandboxes end.
+    /// What a pause keeps here, in plain words.
+    pub(crate) fn memory(&self) -> &str {
+        &self.memory
+    }
+
+    /// What becomes of the sandboxes there are when it stops, in plain words.
+    pub(crate) async fn farewell(&self) -> String {
+        let Some(orchestrator) = &self.orchestrator else { return "Stopping.".to_owned() };
+        let states = match orchestrator.handle().list().await {
+            Ok(all) => all.into_iter().map(|sandbox| sandbox.state).collect::<Vec<_>>(),
+            Err(error) => {
+                tracing::warn!(%error, "the sandboxes cannot be counted");
+                Vec::new()
+            }
+        };
+        farewell::text(&states)
+    }
+
+    /// Stops everything that has started, the newest first; sandboxes that run end.
     pub(crate) async fn shutdown(&mut self) {
         if let Some(front) = self.front.take() {
             front.shutdown().await;
         }
-        if let Some(api) = self.api.take() {
-            api.shutdown().await;
-        }
         if let Some(proxy) = self.client_proxy.take() {
             proxy.shutdown().await;
+        }
+        if let Some(api) = self.api.take() {
+            api.shutdown().await;
         }
         if let Some(proxy) = self.node_proxy.take() {
             proxy.shutdown().await;
@@ -282,6 +305,7 @@ impl Stack {
         if let Some(orchestrator) = self.orchestrator.take() {
             orchestrator.shutdown().await;
         }
+        self.runtime = None;
         if let Some(network) = self.network.take().await
             && let Err(error) = network.shutdown().await
         {
@@ -298,6 +322,44 @@ impl Stack {
         }
         self.claim = None;
     }
+}
+
+/// Finds out whether memory can be saved here, and says so in plain words. What keeps it from being
+/// found out does not keep Atoll from starting.
+async fn probe_memory(
+    driver: &Container,
+    network: &atoll_network::Handle,
+    storage: &atoll_storage::Handle,
+) -> String {
+    let found = try_memory(driver, network, storage).await.unwrap_or_else(|error| {
+        tracing::warn!(%error, "checkpoints cannot be tried");
+        None
+    });
+    match found {
+        Some(version) => format!(
+            "keeps processes and files on disk (CRIU {version}): both outlive Atoll and the machine"
+        ),
+        None => {
+            let how = "keeps files on disk, and processes frozen in memory until Atoll is stopped";
+            format!(
+                "{how}\n                 (`atoll doctor` says what it takes to keep them on disk)"
+            )
+        }
+    }
+}
+
+/// Saves the memory of a sandbox, and restores it; the version of CRIU that did, if one can. The
+/// driver has logged why none can.
+async fn try_memory(
+    driver: &Container,
+    network: &atoll_network::Handle,
+    storage: &atoll_storage::Handle,
+) -> Result<Option<String>> {
+    let slot = network.take().await?;
+    let scratch = storage.begin_saved(PROBE, PROBE_BYTES, PROBE_BYTES).await?;
+    let found = driver.probe_memory(Place::from(&slot), &scratch).await;
+    storage.drop_saved(PROBE).await?;
+    Ok(found.ok().map(|version| version.to_string()))
 }
 
 fn new_build(manifest: &BuildManifest) -> Result<NewBuild> {

@@ -6,7 +6,7 @@ use std::{
     process::Stdio,
 };
 
-use atoll_launcher::checkpoint::{LOG_FD, NET_NS_FD};
+use atoll_launcher::checkpoint::{EMPTY, HOOK, IMAGES, LOG_FD, NET_NS_FD};
 use tokio::process::Command;
 
 use super::{Error, target::Target};
@@ -30,8 +30,8 @@ const LINKERS: [(&str, &str); 2] = [
 const SLOT: &str = "slot";
 /// As `SLOT`, for the list of processors.
 const PROCESSORS: &str = "cpus";
-/// The nodes of the launcher's devices.
-const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
+/// The nodes of the launcher's devices, and its empty directory.
+const DEVICES: [&str; 7] = ["null", "zero", "full", "random", "urandom", "tty", EMPTY];
 
 /// The largest file without a name, but open, that is kept in the images: bytes.
 const LARGEST_NAMELESS: u64 = 1 << 30;
@@ -62,10 +62,11 @@ impl Criu {
     /// # Errors
     /// [`Error::Missing`] when there is none, it does not run or is older than [`OLDEST`].
     pub async fn find(tree: Option<&Path>) -> Result<Self, Error> {
+        // It is run with another working directory.
+        let tree = tree.map(std::path::absolute).transpose();
+        let tree = tree.map_err(|error| missing(format!("its directory is unknown: {error}")))?;
         let (tree, program) = match tree {
-            Some(tree) if tree.join(PROGRAM).is_file() => {
-                (tree.to_path_buf(), PathBuf::from(PROGRAM))
-            }
+            Some(tree) if tree.join(PROGRAM).is_file() => (tree, PathBuf::from(PROGRAM)),
             Some(tree) => return Err(missing(format!("{} has no {PROGRAM}", tree.display()))),
             None => (PathBuf::from("/"), in_path().ok_or_else(|| missing("there is no criu"))?),
         };
@@ -112,21 +113,22 @@ impl Criu {
         }
     }
 
-    /// The command that dumps `target` to the directory `images`, with `hook` run at its end.
+    /// The command that dumps `target`, in the place that the launcher makes of `staging`.
     pub(crate) fn dump(
         &self,
         target: &Target,
-        images: &Path,
-        hook: &Path,
+        staging: &Path,
         freezer: Option<&Path>,
     ) -> Vec<String> {
         let text = |path: &Path| path.to_string_lossy().into_owned();
         let mut command = Arguments(self.on_host());
         command.all(&["dump", "--leave-running"]);
         command.pair("--tree", target.pid);
-        command.pair("--images-dir", text(images));
+        command.pair("--images-dir", text(&staging.join(IMAGES)));
+        // Its statistics come last, when the images are sealed: they go beside them.
+        command.pair("--work-dir", text(staging));
         // While they are stopped: see the launcher's hook.
-        command.pair("--action-script", text(hook));
+        command.pair("--action-script", text(&staging.join(HOOK)));
         command.common();
         // Connections that nobody has accepted yet would fail it; their other ends try again.
         command.all(&["--skip-in-flight"]);
@@ -259,7 +261,7 @@ mod tests {
             log: Some("pipe:[7]".to_owned()),
             directories: vec!["/home".to_owned()],
         };
-        let dump = criu.dump(&target, Path::new("/i"), Path::new("/h"), None);
+        let dump = criu.dump(&target, Path::new("/s"), None);
         let restore = criu.restore(Some("pipe:[7]"));
         let has = |command: &[String], pair: [&str; 2]| command.windows(2).any(|two| two == pair);
         for pair in [

@@ -4,7 +4,7 @@
 //! dump       Target::read, then Checkpoints::dump: the processes are stopped and written
 //!            Held: they stay stopped, while the caller copies their disk
 //!            Held::release: they go on; or the caller ends them first
-//! restore    Checkpoints::restore, with a copy of that disk and a new slot, any number of times
+//! restore    Checkpoints::restore, with a copy of that disk and another slot, any number of times
 //! ```
 //!
 //! CRIU runs below the launcher, which makes the place for it. What it writes holds memory that guests
@@ -17,12 +17,12 @@
 //!
 //! Parts: [`criu`] finds the program and knows its arguments; [`target`] looks at what is to be
 //! dumped; [`connections`] closes what cannot be kept; [`images`] prepares images for another slot;
-//! [`probe`] tries all of it at start.
+//! `probe` tries all of it at start.
 
 pub mod connections;
 pub mod criu;
 pub mod images;
-pub mod probe;
+pub(crate) mod probe;
 pub mod target;
 
 use std::{
@@ -33,16 +33,18 @@ use std::{
     sync::Arc,
 };
 
-use atoll_launcher::checkpoint::{DumpSpec, GO, HELD, IMAGES, RestoreSpec};
+use atoll_launcher::{
+    Job,
+    checkpoint::{DumpSpec, GO, HELD, RestoreSpec},
+};
 use rustix::pipe::{PipeFlags, pipe_with};
-use serde::Serialize;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     process::{Child, ChildStdin, ChildStdout, Command},
 };
 
 use self::{criu::Criu, target::Target};
-use crate::container::HOSTNAME;
+use crate::{Place, berths::Berth, container::HOSTNAME};
 
 /// CRIU's word on a failure is at the end of what it writes: this much is kept, bytes.
 const LONGEST_REPORT: usize = 4096;
@@ -83,37 +85,30 @@ pub struct Checkpoints {
 
 /// A checkpoint to restore.
 #[derive(Clone, Copy, Debug)]
-pub struct Restore<'a> {
+pub(crate) struct Restore<'a> {
     /// The directory that a dump filled. It is not written.
-    pub images: &'a Path,
+    pub(crate) images: &'a Path,
     /// An empty directory, for this restore alone, that CRIU writes to.
-    pub work: &'a Path,
-    /// The new slot's user namespace.
-    pub user_ns: BorrowedFd<'a>,
-    /// The new slot's network namespace, with the addresses and the default route that the old one
-    /// had, and the loopback device up.
-    pub net_ns: BorrowedFd<'a>,
-    /// Host id that is root in the user namespace.
-    pub first_uid: u32,
+    pub(crate) work: &'a Path,
+    /// Another slot's, with the addresses and the default route that the old one had.
+    pub(crate) place: Place<'a>,
     /// The layers that the dumped sandbox had, lowest first.
-    pub layers: &'a [PathBuf],
+    pub(crate) layers: &'a [PathBuf],
     /// A copy of its disk, from while it was [`Held`].
-    pub disk: &'a Path,
-    /// Files that a process writes `0` to in order to be in the sandbox's control group.
-    pub join: &'a [PathBuf],
+    pub(crate) disk: &'a Path,
 }
 
 /// What a restore gives.
 #[derive(Debug)]
-pub struct Restored {
-    /// The first process, a child of this one.
-    pub pid: u32,
+pub(crate) struct Restored {
+    /// The first process, a child of this one, as CRIU says: which had to do with what guests wrote.
+    pub(crate) pid: u32,
     /// The end to read of its log, as in [`crate::Running`].
-    pub log: OwnedFd,
+    pub(crate) log: OwnedFd,
 }
 
 impl Checkpoints {
-    /// See [`probe`] for whether it works here.
+    /// See `probe` for whether it works here.
     pub fn new(options: Options) -> Self {
         Self { options: Arc::new(options) }
     }
@@ -134,13 +129,12 @@ impl Checkpoints {
         freezer: Option<&Path>,
     ) -> Result<Held, Error> {
         let text = |path: &Path| path.to_string_lossy().into_owned();
-        let Options { criu, launcher, staging } = &*self.options;
+        let Options { criu, staging, .. } = &*self.options;
         let spec = DumpSpec {
             user_ns: format!("/proc/{}/ns/user", target.pid),
             first_uid: target.first_uid,
             images: text(images),
-            staging: text(staging),
-            exec: criu.dump(target, &staging.join(IMAGES), launcher, freezer),
+            exec: criu.dump(target, staging, freezer),
         };
         let mut held = self.start_dump(&spec).await.map_err(dump_failed)?;
         if !held.reached().await {
@@ -156,7 +150,17 @@ impl Checkpoints {
         let mut request = serde_json::to_vec(spec)?;
         request.push(b'\n');
         // Not killed when dropped: CRIU must take its code out of the processes first.
-        let mut child = self.launcher("dump").spawn()?;
+        let mut child = Command::new(&self.options.launcher)
+            .arg("dump")
+            .arg(&self.options.staging)
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            // A signal from the terminal is for this process to act on.
+            .process_group(0)
+            .spawn()?;
         let (Some(mut input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
             return Err(std::io::ErrorKind::BrokenPipe.into());
         };
@@ -165,29 +169,25 @@ impl Checkpoints {
         Ok(Held { child, input, output: BufReader::new(output), report: String::new() })
     }
 
-    fn launcher(&self, mode: &str) -> Command {
-        let mut command = Command::new(&self.options.launcher);
-        // A signal from the terminal is for this process to act on.
-        command.arg(mode).env_clear().current_dir("/").process_group(0);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
-        command
-    }
-
-    /// Makes the processes again. Run this to its end.
-    ///
-    /// Connections to outside of the sandbox are there again, and dead: the caller closes them.
+    /// Makes the processes again, with the launcher of `berth`, in its control group. Run this to its
+    /// end.
     ///
     /// # Errors
     /// [`Error::Restore`] and [`Error::Images`]; the caller ends what is in the control group.
-    pub async fn restore(&self, restore: Restore<'_>) -> Result<Restored, Error> {
+    pub(crate) async fn restore(
+        &self,
+        restore: Restore<'_>,
+        berth: &mut Berth,
+    ) -> Result<Restored, Error> {
         let old_log = images::log(restore.images)?;
         let pipe = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK);
         let (log, log_end) = pipe.map_err(|error| restore_failed(error.into()))?;
         let spec = self.restore_spec(&restore, log_end.as_fd(), old_log.as_deref());
-        let (status, report) = self.run(&restore, &spec).await.map_err(restore_failed)?;
+        let report = berth.ask(&Job::Restore(spec)).await.map_err(restore_failed)?;
         drop(log_end);
-        if !status {
-            return Err(Error::Restore(report));
+        let status = berth.launcher.wait().await.map_err(restore_failed)?;
+        if !status.success() {
+            return Err(Error::Restore(last_of(&report)));
         }
         let pid = fs::read_to_string(restore.work.join(criu::PID_FILE)).map_err(restore_failed)?;
         let pid = pid.trim().parse().map_err(|_| Error::Restore("CRIU wrote no pid".to_owned()))?;
@@ -204,10 +204,10 @@ impl Checkpoints {
         let descriptor = |fd: i32| format!("/proc/{}/fd/{fd}", std::process::id());
         let Options { criu, staging, .. } = &*self.options;
         RestoreSpec {
-            user_ns: descriptor(restore.user_ns.as_raw_fd()),
-            net_ns: descriptor(restore.net_ns.as_raw_fd()),
+            user_ns: descriptor(restore.place.user_ns.as_raw_fd()),
+            net_ns: descriptor(restore.place.net_ns.as_raw_fd()),
             log: descriptor(log.as_raw_fd()),
-            first_uid: restore.first_uid,
+            first_uid: restore.place.first_uid,
             layers: restore.layers.iter().map(|path| text(path)).collect(),
             disk: text(restore.disk),
             staging: text(staging),
@@ -217,25 +217,6 @@ impl Checkpoints {
             tree: text(criu.tree()),
             exec: criu.restore(old_log),
         }
-    }
-
-    async fn run(
-        &self,
-        restore: &Restore<'_>,
-        spec: &impl Serialize,
-    ) -> std::io::Result<(bool, String)> {
-        let request = serde_json::to_vec(spec)?;
-        let mut command = self.launcher("restore");
-        let mut child = command.args(restore.join).spawn()?;
-        if let Some(mut input) = child.stdin.take() {
-            let _ = input.write_all(&request).await;
-        }
-        let mut report = Vec::new();
-        if let Some(mut output) = child.stdout.take() {
-            output.read_to_end(&mut report).await?;
-        }
-        let status = child.wait().await?;
-        Ok((status.success(), last_of(&String::from_utf8_lossy(&report))))
     }
 }
 

@@ -1,148 +1,99 @@
 //! Whether checkpoints work on this host: found by making one, and a sandbox from it.
 //!
 //! What is dumped is small, and has what fails where it does not work: a user namespace, a system call
-//! filter, and a socket that listens.
+//! filter, and a socket that listens. It goes the way of every sandbox.
 
-use std::{
-    fs, io,
-    os::{
-        fd::{AsFd, AsRawFd, BorrowedFd},
-        unix::fs::PermissionsExt,
-    },
-    path::Path,
-    process::Stdio,
-};
+use std::{fs, io, os::unix::fs::PermissionsExt, path::Path};
 
-use atoll_launcher::RunSpec;
-use rustix::pipe::{PipeFlags, pipe_with};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    process::Command,
-};
+use atoll_core::SandboxId;
+use tokio_util::sync::CancellationToken;
 
-use super::{Checkpoints, Error, Options, Restore, target::Target};
-use crate::{container::HOSTNAME, process::FirstProcess, seccomp};
+use super::{Checkpoints, Error, Options, criu::Criu, criu::Version};
+use crate::{Driver, Limits, Place, Running, Spec, cgroup::Cgroup, container::Container, dumped};
 
 /// Where the launcher is in the probe's root.
 const PROGRAM: &str = "probe";
 const PORT: u16 = 49_983;
-const SHM_BYTES: u64 = 1 << 20;
+const LIMITS: Limits = Limits { vcpu: 1, memory: 64 << 20, processes: 16 };
 
-/// A slot to try in: it is as unused afterwards as it was before.
-#[derive(Clone, Copy, Debug)]
-pub struct Slot<'a> {
-    /// Its user namespace.
-    pub user_ns: BorrowedFd<'a>,
-    /// Its network namespace, with the loopback device up.
-    pub net_ns: BorrowedFd<'a>,
-    /// Host id that is root in it.
-    pub first_uid: u32,
-}
-
-/// Dumps and restores a process. `scratch` is an empty directory on the file system of the disks, for
-/// root alone; what is left in it is for the caller to remove.
+/// Finds CRIU in `tree`, or else in `PATH`, and dumps and restores a process. See
+/// [`Container::probe_memory`].
 ///
 /// # Errors
 /// The first thing that does not work here.
-pub async fn run(options: Options, slot: Slot<'_>, scratch: &Path) -> Result<(), Error> {
+pub(crate) async fn run(
+    driver: &Container,
+    options: &crate::container::Options,
+    place: Place<'_>,
+    scratch: &Path,
+) -> Result<(Checkpoints, Version), Error> {
+    let criu = Criu::find(options.criu.as_deref()).await?;
+    let version = criu.version();
+    let checkpoints = Checkpoints::new(Options {
+        criu,
+        launcher: options.launcher.clone(),
+        staging: options.staging.clone(),
+    });
+    let missing = |error: io::Error| Error::Missing(format!("the probe failed: {error}"));
+    let id = SandboxId::generate().map_err(|error| missing(io::Error::other(error)))?;
     let [layer, disk, images, work] =
         ["layer", "disk", "images", "work"].map(|name| scratch.join(name));
-    let missing = |error: io::Error| Error::Missing(format!("the probe failed: {error}"));
     for directory in [&layer, &disk.join("upper"), &disk.join("work"), &images, &work] {
         fs::create_dir_all(directory).map_err(missing)?;
     }
     fs::copy(&options.launcher, layer.join(PROGRAM)).map_err(missing)?;
     fs::set_permissions(layer.join(PROGRAM), PermissionsExt::from_mode(0o755)).map_err(missing)?;
-
-    let first = start(&options, slot, &layer, &disk).await?;
-    let checkpoints = Checkpoints::new(options);
-    let dumped = dump(&checkpoints, slot, &first, &images).await;
-    end(&first).await.map_err(missing)?;
-    dumped?;
-    // overlayfs refuses a disk that was in use, until somebody has looked after it.
-    fs::remove_dir_all(disk.join("work/work/incompat")).map_err(missing)?;
-    let restore = Restore {
-        images: &images,
-        work: &work,
-        user_ns: slot.user_ns,
-        net_ns: slot.net_ns,
-        first_uid: slot.first_uid,
-        layers: std::slice::from_ref(&layer),
-        disk: &disk,
-        join: &[],
-    };
-    let restored = checkpoints.restore(restore).await?;
-    let second = FirstProcess::open(restored.pid)
-        .map_err(|error| Error::Restore(format!("the restored process ended: {error}")))?;
-    end(&second).await.map_err(missing)
-}
-
-async fn dump(
-    checkpoints: &Checkpoints,
-    slot: Slot<'_>,
-    first: &FirstProcess,
-    images: &Path,
-) -> Result<(), Error> {
-    let target = Target::read(first.pid(), slot.first_uid)
-        .map_err(|error| Error::Dump(format!("the process is unreadable: {error}")))?;
-    checkpoints.dump(&target, images, None).await?.release().await
-}
-
-async fn end(process: &FirstProcess) -> io::Result<()> {
-    process.kill()?;
-    process.wait().await
-}
-
-/// Runs the launcher as a sandbox's first process, waiting.
-async fn start(
-    options: &Options,
-    slot: Slot<'_>,
-    layer: &Path,
-    disk: &Path,
-) -> Result<FirstProcess, Error> {
-    let missing = |cause: String| Error::Missing(format!("the probe did not start: {cause}"));
-    let (_log, log_end) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)
-        .map_err(|error| missing(error.to_string()))?;
-    let descriptor =
-        |fd: BorrowedFd<'_>| format!("/proc/{}/fd/{}", std::process::id(), fd.as_raw_fd());
-    let text = |path: &Path| path.to_string_lossy().into_owned();
-    let spec = RunSpec {
-        user_ns: descriptor(slot.user_ns),
-        net_ns: descriptor(slot.net_ns),
-        log: descriptor(log_end.as_fd()),
-        first_uid: slot.first_uid,
-        layers: vec![text(layer)],
-        disk: text(disk),
-        staging: text(&options.staging),
-        hostname: HOSTNAME.to_owned(),
+    let spec = || Spec {
+        id: &id,
+        place,
+        layers: vec![layer.clone()],
+        disk: disk.clone(),
+        limits: LIMITS,
         exec: vec![format!("/{PROGRAM}"), "wait".to_owned()],
         stdin: String::new(),
         listen: PORT,
-        shm_bytes: SHM_BYTES,
-        seccomp: seccomp::program().iter().map(|byte| format!("{byte:02x}")).collect(),
     };
-    let run = async {
-        let request = serde_json::to_vec(&spec)?;
-        let mut launcher = Command::new(&options.launcher)
-            .arg("run")
-            .env_clear()
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()?;
-        if let Some(mut input) = launcher.stdin.take() {
-            let _ = input.write_all(&request).await;
-        }
-        let mut report = String::new();
-        if let Some(mut output) = launcher.stdout.take() {
-            output.read_to_string(&mut report).await?;
-        }
-        launcher.wait().await?;
-        io::Result::Ok(report)
-    };
-    let report = run.await.map_err(|error| missing(error.to_string()))?;
-    let pid = report.strip_prefix("pid ").and_then(|rest| rest.trim().parse().ok());
-    let pid = pid.ok_or_else(|| missing(report.trim().to_owned()))?;
-    FirstProcess::open(pid).map_err(|error| missing(error.to_string()))
+
+    let started = driver.start(spec()).await.map_err(|error| Error::Missing(error.message))?;
+    let ended = Ended(started.cgroup.clone());
+    let dumped = dump(driver, &checkpoints, &started, &images).await;
+    end(started, ended).await.map_err(missing)?;
+    dumped?;
+    // overlayfs refuses a disk that was in use, until somebody has looked after it.
+    fs::remove_dir_all(disk.join("work/work/incompat")).map_err(missing)?;
+    let restored = driver
+        .restore_from(checkpoints.clone(), &spec(), &images, &work, &CancellationToken::new())
+        .await;
+    let restored = restored.map_err(|error| Error::Restore(error.message))?;
+    let ended = Ended(restored.cgroup.clone());
+    end(restored, ended).await.map_err(missing)?;
+    Ok((checkpoints, version))
+}
+
+async fn dump(
+    driver: &Container,
+    checkpoints: &Checkpoints,
+    running: &Running,
+    images: &Path,
+) -> Result<(), Error> {
+    let failed = |error: atoll_core::Error| Error::Dump(error.message);
+    let namespaces = driver.namespaces(running).map_err(failed)?;
+    driver.freeze(running).await.map_err(failed)?;
+    let dumped = dumped::dump(checkpoints, running, &namespaces.net, images).await;
+    dumped.map_err(failed)?.release().await.map_err(failed)
+}
+
+/// What is in the group has ended when this is dropped: also when the probe is given up half-way.
+struct Ended(Cgroup);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.kill();
+    }
+}
+
+async fn end(running: Running, ended: Ended) -> io::Result<()> {
+    drop(ended);
+    running.process.wait().await?;
+    running.cgroup.remove().await
 }

@@ -8,8 +8,8 @@ use std::{
 
 use atoll_network::IDS_PER_SLOT;
 
-/// The launcher's name of the file system with a sandbox's devices; what hides files of /proc is
-/// mounted from there too. Guests cannot mount.
+/// The launcher's name of the file system with a sandbox's devices; what hides files and directories
+/// of /proc is mounted from there too. Guests cannot mount.
 const DEVICES: &str = "devices";
 const PROCESSORS: &str = "/sys/devices/system/cpu";
 
@@ -119,12 +119,20 @@ mod tests {
 247 90 0:119 / / rw,nodev - overlay overlay rw\n\
 235 242 0:111 /null /dev/null rw,nosuid - tmpfs devices rw\n\
 139 241 0:111 /null /proc/keys rw,nosuid - tmpfs devices rw\n\
-143 241 0:140 / /proc/pressure ro - tmpfs hidden ro\n\
+143 241 0:111 /empty /proc/pressure ro - tmpfs devices rw\n\
+144 241 0:140 / /dev/shm rw - tmpfs tmpfs rw\n\
 234 246 0:22 /devices/system/cpu /sys/devices/system/cpu ro - sysfs sysfs ro\n\
 broken\n";
         let (devices, processors) = mounts(table);
         let pair = |point: &str, node: &str| (point.to_owned(), node.to_owned());
-        assert_eq!(devices, [pair("/dev/null", "null"), pair("/proc/keys", "null")]);
+        assert_eq!(
+            devices,
+            [
+                pair("/dev/null", "null"),
+                pair("/proc/keys", "null"),
+                pair("/proc/pressure", "empty")
+            ]
+        );
         assert_eq!(processors.as_deref(), Some("/sys/devices/system/cpu"));
     }
 

@@ -16,4 +16,5 @@ mod refusals;
 mod reuse;
 mod stack;
 mod streaming;
+mod wake;
 mod websocket;

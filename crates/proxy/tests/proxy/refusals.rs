@@ -12,14 +12,14 @@ use crate::stack::*;
 
 const CHROME: &str = "Mozilla/5.0 (X11; Linux x86_64) Chrome/140.0 Safari/537.36";
 
-fn page(path: &str) -> http::Request<TestBody> {
+pub(crate) fn page(path: &str) -> http::Request<TestBody> {
     let mut request = get(path);
     request.headers_mut().insert("user-agent", CHROME.parse().unwrap());
     request.headers_mut().insert("accept", "text/html,*/*".parse().unwrap());
     request
 }
 
-fn assert_page(answer: &Answer, phrase: &str) {
+pub(crate) fn assert_page(answer: &Answer, phrase: &str) {
     assert_eq!(answer.headers["content-type"], "text/html; charset=utf-8");
     assert!(answer.body.starts_with("<html") && answer.body.ends_with("</html>"));
     assert!(answer.body.contains(phrase), "{}", answer.body);

@@ -1,31 +1,25 @@
 //! The catalogue in process memory: for one API and one client proxy in the same process.
 //!
-//! One lock guards three views of the same sandboxes: by id, by team (whose size is what the
-//! concurrency limit counts) and by deadline. Every operation touches each view at most once, and
-//! nothing awaits under the lock. What runs is not lost with the process: the nodes know it, and
-//! [`Catalogue::adopt`] takes it in again at start.
+//! One lock guards the teams with their sandboxes, and what has ended. Nothing awaits under it. What
+//! there is is not lost with the process: the nodes know it, and are asked at start.
 
+mod ended;
 mod idempotency;
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
 use async_trait::async_trait;
-use atoll_core::{Error, Result, SandboxId, error::codes};
-use jiff::{SignedDuration, Timestamp};
-use tokio::sync::Notify;
-
-use self::idempotency::Keys;
-use crate::catalogue::{
-    Catalogue, Deadline, Entry, IdempotentClaim, KILL_RETRY, Phase, Reservation,
+use atoll_core::{
+    Error, Result, SandboxId,
+    error::codes,
+    lifecycle::{Kept, State as Life},
 };
 
-/// Longest sleep of [`Catalogue::expired`] before it reads the clock again: the wall clock may be
-/// set, and timers stand still while a machine is suspended.
-const RECHECK: Duration = Duration::from_secs(5);
+use self::{ended::Ended, idempotency::Keys};
+use crate::catalogue::{Catalogue, Entry, IdempotentClaim, Reservation};
 
 /// The catalogue of one process. Clones share it.
 #[derive(Clone, Default)]
@@ -36,25 +30,41 @@ pub struct MemoryCatalogue {
 #[derive(Default)]
 struct Shared {
     state: Mutex<State>,
-    /// Signalled when the earliest deadline has become an earlier one.
-    sooner: Notify,
     keys: Arc<Keys>,
 }
 
 #[derive(Default)]
 struct State {
-    sandboxes: HashMap<SandboxId, Slot>,
-    /// Every sandbox of a team, in whichever state; teams without any are left out.
-    teams: HashMap<String, HashSet<SandboxId>>,
-    /// Every running sandbox, by when it is to be reported as expired.
-    deadlines: BTreeSet<(Timestamp, SandboxId)>,
+    /// Teams without any sandbox are left out.
+    teams: HashMap<String, Team>,
+    /// The team of each sandbox that is known.
+    team_of: HashMap<SandboxId, String>,
+    ended: Ended,
 }
 
-enum Slot {
-    /// Reserved for a sandbox that starts; `ended` once it was removed before it was committed.
-    Starting { team: String, ended: bool },
-    /// Running or being ended. `due` is its place in `deadlines`, none while it is being ended.
-    Live { entry: Arc<Entry>, due: Option<Timestamp> },
+#[derive(Default)]
+struct Team {
+    members: HashMap<SandboxId, Member>,
+    /// How many of them take a place.
+    taken: usize,
+}
+
+/// A sandbox of a team: known, reserved or both.
+#[derive(Default)]
+struct Member {
+    entry: Option<Arc<Entry>>,
+    reservations: usize,
+}
+
+impl Member {
+    /// A paused sandbox takes none, unless its memory is held: it costs what a running one does.
+    fn takes_place(&self) -> bool {
+        let stands = |entry: &Arc<Entry>| match entry.sandbox.state {
+            Life::Paused(kept) => kept == Kept::Frozen,
+            _ => true,
+        };
+        self.reservations > 0 || self.entry.as_ref().is_some_and(stands)
+    }
 }
 
 impl MemoryCatalogue {
@@ -62,101 +72,80 @@ impl MemoryCatalogue {
     pub fn new() -> Self {
         Self::default()
     }
-
-    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
-        self.shared.change(change)
-    }
 }
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        // No code panics under the lock; if some did, the views would still be worth serving.
+        // No code panics under the lock; if some did, the rest would still be worth serving.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Runs `change` under the lock and wakes the waiters if the earliest deadline became earlier.
-    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
-        let mut state = self.lock();
-        let before = state.earliest();
-        let result = change(&mut state);
-        let after = state.earliest();
-        drop(state);
-        if after.is_some_and(|after| before.is_none_or(|before| after < before)) {
-            self.sooner.notify_waiters();
-        }
-        result
     }
 }
 
 impl State {
-    fn earliest(&self) -> Option<Timestamp> {
-        self.deadlines.first().map(|(at, _)| *at)
+    fn entry(&self, id: &SandboxId) -> Option<&Arc<Entry>> {
+        self.teams.get(self.team_of.get(id)?)?.members.get(id)?.entry.as_ref()
     }
 
-    fn live(&self, id: &SandboxId) -> Option<&Arc<Entry>> {
-        match self.sandboxes.get(id)? {
-            Slot::Live { entry, .. } => Some(entry),
-            Slot::Starting { .. } => None,
-        }
-    }
-
-    fn put_live(&mut self, id: &SandboxId, entry: Entry) {
-        let due = (entry.phase == Phase::Running).then_some(entry.record.end_at);
-        if let Some(due) = due {
-            self.deadlines.insert((due, id.clone()));
-        }
-        self.sandboxes.insert(id.clone(), Slot::Live { entry: Arc::new(entry), due });
-    }
-
-    /// Takes `id` out of every view.
-    fn forget(&mut self, id: &SandboxId) {
-        let Some(slot) = self.sandboxes.remove(id) else { return };
-        let team = match slot {
-            Slot::Starting { team, .. } => team,
-            Slot::Live { entry, due } => {
-                if let Some(due) = due {
-                    self.deadlines.remove(&(due, id.clone()));
-                }
-                entry.record.team.clone()
-            }
-        };
-        if let Some(members) = self.teams.get_mut(&team) {
-            members.remove(id);
-            if members.is_empty() {
-                self.teams.remove(&team);
+    /// Changes a member, which may be new or be nothing afterwards, and keeps the count.
+    fn change(&mut self, team: &str, id: &SandboxId, change: impl FnOnce(&mut Member)) {
+        let members = self.teams.entry(team.to_owned()).or_default();
+        let member = members.members.entry(id.clone()).or_default();
+        let before = usize::from(member.takes_place());
+        change(member);
+        members.taken = members.taken + usize::from(member.takes_place()) - before;
+        if member.entry.is_none() && member.reservations == 0 {
+            members.members.remove(id);
+            if members.members.is_empty() {
+                self.teams.remove(team);
             }
         }
     }
 
-    fn running(&self) -> impl Iterator<Item = &SandboxId> {
-        self.deadlines.iter().map(|(_, id)| id)
+    fn reserve(&mut self, team: &str, id: &SandboxId, limit: u32) -> Result<()> {
+        if let Some(team) = self.teams.get(team) {
+            let has_place = team.members.get(id).is_some_and(Member::takes_place);
+            if !has_place && team.taken >= usize::try_from(limit).unwrap_or(usize::MAX) {
+                return Err(limit_reached(limit));
+            }
+        } else if limit == 0 {
+            return Err(limit_reached(limit));
+        }
+        self.change(team, id, |member| member.reservations += 1);
+        Ok(())
+    }
+
+    fn update(&mut self, entry: Entry) {
+        let id = entry.sandbox.record.id.clone();
+        let is_old = |known: &Arc<Entry>| known.sandbox.revision >= entry.sandbox.revision;
+        if self.ended.has(&id) || self.entry(&id).is_some_and(is_old) {
+            return;
+        }
+        let team = entry.sandbox.record.team.clone();
+        self.change(&team, &id, |member| member.entry = Some(Arc::new(entry)));
+        self.team_of.insert(id, team);
+    }
+
+    fn remove(&mut self, id: &SandboxId) {
+        if let Some(team) = self.team_of.remove(id) {
+            self.change(&team, id, |member| member.entry = None);
+        }
+        self.ended.add(id);
     }
 }
 
-/// A place that is given back when this is dropped before it was committed.
+/// A place that is given back when this is dropped.
 struct Place {
     shared: Arc<Shared>,
+    team: String,
     id: SandboxId,
-    committed: bool,
 }
 
-impl Reservation for Place {
-    fn commit(mut self: Box<Self>, entry: Entry) {
-        self.committed = self.shared.change(|state| match state.sandboxes.get(&self.id) {
-            Some(Slot::Starting { team, ended: false }) if *team == entry.record.team => {
-                state.put_live(&self.id, entry);
-                true
-            }
-            _ => false,
-        });
-    }
-}
+impl Reservation for Place {}
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if !self.committed {
-            self.shared.change(|state| state.forget(&self.id));
-        }
+        let mut state = self.shared.lock();
+        state.change(&self.team, &self.id, |member| member.reservations -= 1);
     }
 }
 
@@ -169,7 +158,7 @@ fn limit_reached(limit: u32) -> Error {
              tiers of Atoll's database."
         ),
     )
-    .with_fix("Kill some, or have the limit raised.")
+    .with_fix("Kill or pause some, or have the limit raised.")
 }
 
 #[async_trait]
@@ -180,42 +169,37 @@ impl Catalogue for MemoryCatalogue {
         id: &SandboxId,
         limit: u32,
     ) -> Result<Box<dyn Reservation>> {
-        self.change(|state| {
-            if state.sandboxes.contains_key(id) {
-                return Err(Error::new(
-                    codes::CONFLICT,
-                    format!("sandbox {id} is running or starting already."),
-                ));
-            }
-            let taken = state.teams.get(team).map_or(0, HashSet::len);
-            if taken >= usize::try_from(limit).unwrap_or(usize::MAX) {
-                return Err(limit_reached(limit));
-            }
-            state.teams.entry(team.to_owned()).or_default().insert(id.clone());
-            state
-                .sandboxes
-                .insert(id.clone(), Slot::Starting { team: team.to_owned(), ended: false });
-            Ok(())
-        })?;
-        Ok(Box::new(Place { shared: self.shared.clone(), id: id.clone(), committed: false }))
+        self.shared.lock().reserve(team, id, limit)?;
+        let (shared, team, id) = (self.shared.clone(), team.to_owned(), id.clone());
+        Ok(Box::new(Place { shared, team, id }))
     }
 
     async fn idempotent(&self, team: &str, key: &str, id: &SandboxId) -> Result<IdempotentClaim> {
         Ok(self.shared.keys.claim(team, key, id).await)
     }
 
+    async fn update(&self, entry: Entry) -> Result<()> {
+        self.shared.lock().update(entry);
+        Ok(())
+    }
+
+    async fn remove(&self, id: &SandboxId) -> Result<()> {
+        self.shared.lock().remove(id);
+        Ok(())
+    }
+
     async fn get(&self, id: &SandboxId) -> Result<Option<Entry>> {
-        let entry = self.shared.lock().live(id).cloned();
+        let entry = self.shared.lock().entry(id).cloned();
         Ok(entry.map(Arc::unwrap_or_clone))
     }
 
     async fn list(&self, team: &str) -> Result<Vec<Entry>> {
         let entries: Vec<Arc<Entry>> = {
             let state = self.shared.lock();
-            let members = state.teams.get(team).into_iter().flatten();
+            let members = state.teams.get(team).into_iter().flat_map(|team| team.members.values());
             members
-                .filter_map(|id| state.live(id))
-                .filter(|entry| entry.phase == Phase::Running)
+                .filter_map(|member| member.entry.as_ref())
+                .filter(|entry| !matches!(entry.sandbox.state, Life::Starting | Life::Ending))
                 .cloned()
                 .collect()
         };
@@ -223,94 +207,6 @@ impl Catalogue for MemoryCatalogue {
     }
 
     async fn ids(&self) -> Result<Vec<SandboxId>> {
-        Ok(self.shared.lock().running().cloned().collect())
-    }
-
-    async fn set_deadline(&self, id: &SandboxId, deadline: Deadline) -> Result<Option<Entry>> {
-        let entry = self.change(|state| {
-            let State { sandboxes, deadlines, .. } = state;
-            let Some(Slot::Live { entry, due }) = sandboxes.get_mut(id) else { return None };
-            let Some(old) = *due else { return Some(entry.clone()) };
-            let end_at = match deadline {
-                Deadline::Set(at) => at,
-                Deadline::Extend(at) => at.max(entry.record.end_at),
-            };
-            if end_at != entry.record.end_at {
-                deadlines.remove(&(old, id.clone()));
-                deadlines.insert((end_at, id.clone()));
-                *due = Some(end_at);
-                Arc::make_mut(entry).record.end_at = end_at;
-            }
-            Some(entry.clone())
-        });
-        Ok(entry.map(Arc::unwrap_or_clone))
-    }
-
-    async fn begin_kill(&self, id: &SandboxId) -> Result<bool> {
-        Ok(self.change(|state| {
-            let State { sandboxes, deadlines, .. } = state;
-            let Some(Slot::Live { entry, due }) = sandboxes.get_mut(id) else { return false };
-            let Some(at) = due.take() else { return false };
-            deadlines.remove(&(at, id.clone()));
-            Arc::make_mut(entry).phase = Phase::Killing;
-            true
-        }))
-    }
-
-    async fn abort_kill(&self, id: &SandboxId) -> Result<()> {
-        let retry = Timestamp::now() + KILL_RETRY;
-        self.change(|state| {
-            let State { sandboxes, deadlines, .. } = state;
-            let Some(Slot::Live { entry, due: due @ None }) = sandboxes.get_mut(id) else { return };
-            let at = entry.record.end_at.max(retry);
-            deadlines.insert((at, id.clone()));
-            *due = Some(at);
-            Arc::make_mut(entry).phase = Phase::Running;
-        });
-        Ok(())
-    }
-
-    async fn remove(&self, id: &SandboxId) -> Result<()> {
-        self.change(|state| match state.sandboxes.get_mut(id) {
-            // Its place stays taken until the creator, who still works on it, lets go.
-            Some(Slot::Starting { ended, .. }) => *ended = true,
-            _ => state.forget(id),
-        });
-        Ok(())
-    }
-
-    async fn adopt(&self, entry: Entry) -> Result<()> {
-        self.change(|state| {
-            let id = entry.record.id.clone();
-            if !state.sandboxes.contains_key(&id) {
-                state.teams.entry(entry.record.team.clone()).or_default().insert(id.clone());
-                state.put_live(&id, entry);
-            }
-        });
-        Ok(())
-    }
-
-    async fn expired(&self) -> Result<Vec<SandboxId>> {
-        loop {
-            // Made before the look, so that a deadline that moves after it is not missed.
-            let sooner = self.shared.sooner.notified();
-            let sleep = {
-                let state = self.shared.lock();
-                let now = Timestamp::now();
-                let due: Vec<SandboxId> = state
-                    .deadlines
-                    .iter()
-                    .take_while(|(at, _)| *at <= now)
-                    .map(|(_, id)| id.clone())
-                    .collect();
-                if !due.is_empty() {
-                    return Ok(due);
-                }
-                state.earliest().map_or(SignedDuration::MAX, |at| at.duration_since(now))
-            };
-            let sleep = Duration::try_from(sleep).unwrap_or_default().min(RECHECK);
-            // Either way the deadlines are looked at again.
-            let _ = tokio::time::timeout(sleep, sooner).await;
-        }
+        Ok(self.shared.lock().team_of.keys().cloned().collect())
     }
 }

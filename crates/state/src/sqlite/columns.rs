@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use sqlx::{Decode, Row, Sqlite, Type, sqlite::SqliteRow};
 
 /// A stored value that cannot be what the column says: somebody else wrote it.
-fn bad_value(column: &str, error: impl Display) -> Error {
+pub(super) fn bad_value(column: &str, error: impl Display) -> Error {
     tracing::error!(column, %error, "the database holds a value that Atoll did not write");
     Error::new(
         codes::DATA_DIR_UNUSABLE,

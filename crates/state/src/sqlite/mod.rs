@@ -4,6 +4,7 @@
 //! - [`columns`]: reading columns.
 //! - [`keys`]: tiers, teams, users, API keys and access tokens, and the seed.
 //! - [`templates`]: templates, aliases, builds and how a reference leads to one.
+//! - [`snapshots`]: snapshots, and the deletion of templates.
 //! - [`metrics`]: samples of resource use.
 //! - [`logs`]: what sandboxes log.
 //!
@@ -17,6 +18,7 @@ mod error;
 mod keys;
 mod logs;
 mod metrics;
+mod snapshots;
 mod templates;
 
 use std::{
@@ -37,8 +39,8 @@ use uuid::Uuid;
 
 use self::error::{Context, cannot_create, cannot_migrate};
 use crate::{
-    database::{Database, NewBuild, Resolved, Seed},
-    model::{KeyOwner, LogQuery, MetricRow, Team, Template, TokenOwner},
+    database::{Database, Named, NewBuild, Resolved, Seed},
+    model::{KeyOwner, LogQuery, MetricRow, NewSnapshot, Snapshot, Team, Template, TokenOwner},
 };
 
 static MIGRATIONS: Migrator = sqlx::migrate!("./migrations/sqlite");
@@ -156,6 +158,30 @@ impl Database for SqliteDatabase {
 
     async fn resolve_template(&self, reference: &Reference, team: &Team) -> Result<Resolved> {
         templates::resolve(self, reference, team).await
+    }
+
+    async fn find_template(&self, reference: &Reference, team: &Team) -> Result<Named> {
+        templates::named(self, reference, team).await
+    }
+
+    async fn delete_template(&self, template: &TemplateId) -> Result<Option<Vec<Uuid>>> {
+        snapshots::delete_template(self, template).await
+    }
+
+    async fn snapshot_template(&self, team: &Team, name: &str) -> Result<Option<TemplateId>> {
+        snapshots::template_of(self, team, name).await
+    }
+
+    async fn add_snapshot(&self, new: &NewSnapshot, team: &Team) -> Result<Snapshot> {
+        snapshots::add(self, new, team).await
+    }
+
+    async fn snapshots(&self, team: Uuid) -> Result<Vec<Snapshot>> {
+        snapshots::list(self, team).await
+    }
+
+    async fn snapshot_builds(&self) -> Result<Vec<Uuid>> {
+        snapshots::builds(self).await
     }
 
     async fn templates(&self, team: &Team) -> Result<Vec<Template>> {

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::{SqliteDatabase, columns::Columns, error::Context, now};
 use crate::{
-    database::{NewBuild, Resolved},
+    database::{Named, NewBuild, Resolved},
     model::{Build, Team, Template},
 };
 
@@ -36,7 +36,9 @@ fn read_build(row: &SqliteRow) -> Result<Build> {
 /// A template that a name may mean.
 struct Candidate {
     id: TemplateId,
-    usable: bool,
+    team: Uuid,
+    public: bool,
+    is_snapshot: bool,
     /// The name is in the global namespace, where everybody sees it.
     global: bool,
     first_alias: Option<String>,
@@ -47,21 +49,7 @@ pub(super) async fn resolve(
     reference: &Reference,
     team: &Team,
 ) -> Result<Resolved> {
-    let name = match &reference.namespace {
-        Some(namespace) => format!("{namespace}/{}", reference.name),
-        None => reference.name.clone(),
-    };
-    let not_found =
-        || Error::new(codes::TEMPLATE_NOT_FOUND, format!("template '{name}' not found"));
-    let candidate = find(db, reference, team).await?.ok_or_else(not_found)?;
-    if !candidate.usable {
-        // A name of another team tells nothing, not even that it exists.
-        return Err(if candidate.global {
-            Error::new(codes::FORBIDDEN, format!("you don't have access to template '{name}'"))
-        } else {
-            not_found()
-        });
-    }
+    let (candidate, name) = usable(db, reference, team).await?;
     let tag = reference.tag.as_deref().unwrap_or(DEFAULT_TAG);
     let build = tagged_build(db, &candidate.id, tag).await?.ok_or_else(|| {
         Error::new(
@@ -70,6 +58,45 @@ pub(super) async fn resolve(
         )
     })?;
     Ok(Resolved { template: candidate.id, alias: candidate.first_alias, build })
+}
+
+/// The template that a reference means, whatever its tag, if the team may use it.
+pub(super) async fn named(
+    db: &SqliteDatabase,
+    reference: &Reference,
+    team: &Team,
+) -> Result<Named> {
+    let (candidate, _) = usable(db, reference, team).await?;
+    Ok(Named {
+        is_own: candidate.team == team.id,
+        is_public: candidate.public,
+        is_snapshot: candidate.is_snapshot,
+        template: candidate.id,
+    })
+}
+
+/// The template that the name means if the team may use it, and the name without the tag.
+async fn usable(
+    db: &SqliteDatabase,
+    reference: &Reference,
+    team: &Team,
+) -> Result<(Candidate, String)> {
+    let name = match &reference.namespace {
+        Some(namespace) => format!("{namespace}/{}", reference.name),
+        None => reference.name.clone(),
+    };
+    let not_found =
+        || Error::new(codes::TEMPLATE_NOT_FOUND, format!("template '{name}' not found"));
+    let candidate = find(db, reference, team).await?.ok_or_else(not_found)?;
+    if candidate.public || candidate.team == team.id {
+        return Ok((candidate, name));
+    }
+    // A name of another team tells nothing, not even that it exists.
+    Err(if candidate.global {
+        Error::new(codes::FORBIDDEN, format!("you don't have access to template '{name}'"))
+    } else {
+        not_found()
+    })
 }
 
 /// The template that the name means: with a namespace the alias in it; without one the alias in the
@@ -81,7 +108,7 @@ async fn find(
 ) -> Result<Option<Candidate>> {
     let namespace = reference.namespace.as_deref().unwrap_or(&team.slug);
     let row = sqlx::query(
-        "SELECT e.id, e.team_id, e.public, c.place, \
+        "SELECT e.id, e.team_id, e.public, e.source, c.place, \
              (SELECT f.alias FROM env_aliases f WHERE f.env_id = e.id ORDER BY f.id LIMIT 1) \
              AS first_alias \
          FROM (SELECT env_id, 0 AS place FROM env_aliases WHERE alias = $1 AND namespace = $2 \
@@ -102,7 +129,9 @@ async fn find(
     let Some(row) = row else { return Ok(None) };
     Ok(Some(Candidate {
         id: row.id("id")?,
-        usable: row.value::<bool>("public")? || row.id::<Uuid>("team_id")? == team.id,
+        team: row.id("team_id")?,
+        public: row.value("public")?,
+        is_snapshot: row.value::<&str>("source")? == "snapshot_template",
         global: row.value::<i64>("place")? == 1,
         first_alias: row.value("first_alias")?,
     }))
@@ -290,7 +319,8 @@ async fn make_global(
     Ok(template)
 }
 
-async fn add_ready_build(
+/// Adds the row of a build that can be used; one that is there is left as it is.
+pub(super) async fn add_ready_build(
     tx: &mut Transaction<'static, Sqlite>,
     build: &Build,
     owner: Uuid,
@@ -320,26 +350,44 @@ async fn point_default(
     template: &TemplateId,
     build: Uuid,
 ) -> Result<()> {
-    let assigned = sqlx::query(
+    let present: Option<String> = sqlx::query_scalar(
+        "SELECT build_id FROM env_build_assignments WHERE env_id = $1 AND tag = $2 \
+         ORDER BY id DESC LIMIT 1",
+    )
+    .bind(template.as_str())
+    .bind(DEFAULT_TAG)
+    .fetch_optional(&mut **tx)
+    .await
+    .coded()?;
+    if present.as_deref() == Some(build.to_string().as_str()) {
+        return Ok(());
+    }
+    assign(tx, template, build, DEFAULT_TAG).await
+}
+
+/// Makes a tag of the template mean `build`.
+pub(super) async fn assign(
+    tx: &mut Transaction<'static, Sqlite>,
+    template: &TemplateId,
+    build: Uuid,
+    tag: &str,
+) -> Result<()> {
+    sqlx::query(
         "INSERT INTO env_build_assignments (env_id, build_id, tag, created_at) \
-         SELECT $1, $2, $3, $4 WHERE $2 <> COALESCE( \
-             (SELECT a.build_id FROM env_build_assignments a \
-              WHERE a.env_id = $1 AND a.tag = $3 ORDER BY a.id DESC LIMIT 1), '')",
+         VALUES ($1, $2, $3, $4)",
     )
     .bind(template.as_str())
     .bind(build.to_string())
-    .bind(DEFAULT_TAG)
+    .bind(tag)
     .bind(now())
     .execute(&mut **tx)
     .await
     .coded()?;
-    if assigned.rows_affected() > 0 {
-        sqlx::query("UPDATE envs SET updated_at = $1 WHERE id = $2")
-            .bind(now())
-            .bind(template.as_str())
-            .execute(&mut **tx)
-            .await
-            .coded()?;
-    }
+    sqlx::query("UPDATE envs SET updated_at = $1 WHERE id = $2")
+        .bind(now())
+        .bind(template.as_str())
+        .execute(&mut **tx)
+        .await
+        .coded()?;
     Ok(())
 }

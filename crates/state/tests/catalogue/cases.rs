@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
-use atoll_core::{SandboxId, error::codes};
-use atoll_state::catalogue::{Catalogue, Claim, Deadline, IdempotentClaim, Phase};
-use futures::{FutureExt, future::join_all, poll};
-use jiff::Timestamp;
+use atoll_core::{
+    SandboxId,
+    error::codes,
+    lifecycle::{Kept, State},
+};
+use atoll_state::catalogue::{Catalogue, Claim, IdempotentClaim};
+use futures::{future::join_all, poll};
 
 use crate::values::*;
 
@@ -20,16 +23,46 @@ pub(crate) async fn a_reserved_place_is_given_back_when_dropped(catalogue: &impl
     let place = catalogue.reserve(TEAM, &id("i1"), 1).await.unwrap();
     assert!(catalogue.reserve(TEAM, &id("i2"), 1).await.is_err());
     assert!(catalogue.get(&id("i1")).await.unwrap().is_none(), "a starting sandbox shows");
+    assert!(catalogue.ids().await.unwrap().is_empty());
     drop(place);
     assert!(catalogue.reserve(TEAM, &id("i2"), 1).await.is_ok());
+    assert!(catalogue.reserve(TEAM, &id("i2"), 0).await.is_err());
 }
 
-pub(crate) async fn an_id_is_reserved_once(catalogue: &impl Catalogue) {
-    let place = catalogue.reserve(TEAM, &id("i1"), LIMIT).await.unwrap();
-    let again = catalogue.reserve(TEAM, &id("i1"), LIMIT).await;
-    assert_eq!(again.err().unwrap().code, codes::CONFLICT);
-    place.commit(entry(TEAM, &id("i1"), after(60)));
-    assert!(catalogue.reserve(TEAM, &id("i1"), LIMIT).await.is_err());
+pub(crate) async fn a_sandbox_that_runs_keeps_the_place_of_its_reservation(
+    catalogue: &impl Catalogue,
+) {
+    let place = catalogue.reserve(TEAM, &id("i1"), 1).await.unwrap();
+    put(catalogue, TEAM, "i1", State::Running).await;
+    assert_eq!(counted(catalogue, TEAM).await, 1);
+    drop(place);
+    assert_eq!(counted(catalogue, TEAM).await, 1);
+}
+
+pub(crate) async fn reservations_of_one_sandbox_take_one_place(catalogue: &impl Catalogue) {
+    put(catalogue, TEAM, "i1", PAUSED).await;
+    let sandbox = id("i1");
+    let places: Vec<_> = join_all((0..3).map(|_| catalogue.reserve(TEAM, &sandbox, 1))).await;
+    assert!(places.iter().all(Result::is_ok));
+    assert_eq!(counted(catalogue, TEAM).await, 1);
+    let mut places = places.into_iter();
+    drop(places.next());
+    assert_eq!(counted(catalogue, TEAM).await, 1, "the others still hold it");
+    drop(places);
+    assert_eq!(counted(catalogue, TEAM).await, 0);
+}
+
+pub(crate) async fn who_has_a_place_gets_it_again_whatever_the_limit(catalogue: &impl Catalogue) {
+    put(catalogue, TEAM, "i1", State::Running).await;
+    put(catalogue, TEAM, "i2", State::Running).await;
+    put(catalogue, TEAM, "i3", PAUSED).await;
+    let place = catalogue.reserve(TEAM, &id("i1"), 1).await.unwrap();
+    // It is paused while somebody wants it to run.
+    catalogue.update(entry(TEAM, &id("i1"), PAUSED, 2)).await.unwrap();
+    assert_eq!(counted(catalogue, TEAM).await, 2);
+    let refused = catalogue.reserve(TEAM, &id("i3"), 2).await.err().unwrap();
+    assert_eq!(refused.code, codes::CONCURRENCY_LIMIT);
+    drop(place);
     assert_eq!(counted(catalogue, TEAM).await, 1);
 }
 
@@ -38,8 +71,8 @@ pub(crate) async fn the_limit_holds_under_contention(catalogue: &impl Catalogue)
     let places = join_all(ids.iter().map(|id| catalogue.reserve(TEAM, id, 10))).await;
     assert_eq!(places.iter().filter(|place| place.is_ok()).count(), 10);
     for (id, place) in ids.iter().zip(places) {
-        if let Ok(place) = place {
-            place.commit(entry(TEAM, id, after(60)));
+        if place.is_ok() {
+            catalogue.update(entry(TEAM, id, State::Running, 1)).await.unwrap();
         }
     }
     assert_eq!(catalogue.list(TEAM).await.unwrap().len(), 10);
@@ -59,152 +92,87 @@ pub(crate) async fn a_refusal_says_the_limit_and_who_raises_it(catalogue: &impl 
 }
 
 pub(crate) async fn teams_do_not_see_or_count_each_other(catalogue: &impl Catalogue) {
-    let mine = start(catalogue, TEAM, "i1").await;
-    let theirs = start(catalogue, OTHER_TEAM, "i2").await;
-    assert!(listed(catalogue, TEAM).await.iter().eq([&mine]));
-    assert!(listed(catalogue, OTHER_TEAM).await.iter().eq([&theirs]));
+    put(catalogue, TEAM, "i1", State::Running).await;
+    put(catalogue, OTHER_TEAM, "i2", State::Running).await;
+    assert_eq!(listed(catalogue, TEAM).await, [id("i1")]);
+    assert_eq!(listed(catalogue, OTHER_TEAM).await, [id("i2")]);
     assert_eq!(counted(catalogue, TEAM).await, 1);
     let mut all = catalogue.ids().await.unwrap();
     all.sort();
-    assert_eq!(all, [mine, theirs]);
+    assert_eq!(all, [id("i1"), id("i2")]);
 }
 
-pub(crate) async fn a_sandbox_being_ended_is_hidden_but_counts(catalogue: &impl Catalogue) {
-    let ending = start(catalogue, TEAM, "i1").await;
-    assert!(catalogue.begin_kill(&ending).await.unwrap());
-    assert!(listed(catalogue, TEAM).await.is_empty());
-    assert!(catalogue.ids().await.unwrap().is_empty());
-    assert_eq!(catalogue.get(&ending).await.unwrap().unwrap().phase, Phase::Killing);
-    assert_eq!(counted(catalogue, TEAM).await, 1);
-    catalogue.remove(&ending).await.unwrap();
-    assert!(catalogue.get(&ending).await.unwrap().is_none());
+pub(crate) async fn all_count_but_those_that_hold_no_memory(catalogue: &impl Catalogue) {
+    let kept = Kept::Frozen;
+    let states = [
+        State::Starting,
+        State::Running,
+        State::Snapshotting,
+        State::Pausing(kept),
+        State::Resuming(kept),
+        State::Ending,
+        State::Paused(kept),
+        State::Paused(Kept::Disk),
+    ];
+    for (number, state) in states.into_iter().enumerate() {
+        put(catalogue, TEAM, &format!("i{number}"), state).await;
+    }
+    assert_eq!(counted(catalogue, TEAM).await, 7);
+    let shown = [1, 2, 3, 4, 6, 7].map(|number| id(&format!("i{number}")));
+    assert_eq!(listed(catalogue, TEAM).await, shown);
+    assert_eq!(catalogue.ids().await.unwrap().len(), 8);
+}
+
+pub(crate) async fn the_higher_revision_counts(catalogue: &impl Catalogue) {
+    let all =
+        [(3, State::Running), (2, PAUSED), (3, State::Ending), (7, PAUSED), (5, State::Running)];
+    let mut shown = Vec::new();
+    for (revision, state) in all {
+        catalogue.update(entry(TEAM, &id("i1"), state, revision)).await.unwrap();
+        shown.push(known(catalogue, "i1").await.unwrap());
+    }
+    let (first, last) = ((State::Running, 3), (PAUSED, 7));
+    assert_eq!(shown, [first, first, first, last, last]);
+}
+
+pub(crate) async fn a_change_that_comes_before_its_creator_is_not_lost(catalogue: &impl Catalogue) {
+    let place = catalogue.reserve(TEAM, &id("i1"), 1).await.unwrap();
+    catalogue.update(entry(TEAM, &id("i1"), PAUSED, 2)).await.unwrap();
+    // The creator hears of how it was when it was made.
+    put(catalogue, TEAM, "i1", State::Running).await;
+    drop(place);
+    assert_eq!(known(catalogue, "i1").await, Some((PAUSED, 2)));
     assert_eq!(counted(catalogue, TEAM).await, 0);
 }
 
-pub(crate) async fn one_caller_ends_a_sandbox(catalogue: &impl Catalogue) {
-    let ending = start(catalogue, TEAM, "i1").await;
-    let won = join_all((0..50).map(|_| catalogue.begin_kill(&ending))).await;
-    assert_eq!(won.into_iter().filter(|won| *won.as_ref().unwrap()).count(), 1);
-    assert!(!catalogue.begin_kill(&id("unknown")).await.unwrap());
-    let _place = catalogue.reserve(TEAM, &id("starting"), LIMIT).await.unwrap();
-    assert!(!catalogue.begin_kill(&id("starting")).await.unwrap());
-}
-
-pub(crate) async fn a_failed_kill_is_reported_again(catalogue: &impl Catalogue) {
-    let ending = start_until(catalogue, TEAM, "i1", after(-5)).await;
-    let later = start(catalogue, TEAM, "i2").await;
-    for _ in 0..2 {
-        assert!(in_time(catalogue.expired()).await.unwrap().iter().eq([&ending]));
-        assert!(catalogue.begin_kill(&ending).await.unwrap());
-        catalogue.abort_kill(&ending).await.unwrap();
-        assert_eq!(catalogue.get(&ending).await.unwrap().unwrap().phase, Phase::Running);
-    }
-    assert!(catalogue.begin_kill(&later).await.unwrap());
-    catalogue.abort_kill(&later).await.unwrap();
-    assert_eq!(listed(catalogue, TEAM).await, [ending, later]);
-}
-
-pub(crate) async fn a_sandbox_that_dies_before_it_is_committed_never_appears(
+pub(crate) async fn a_sandbox_that_ends_before_its_creator_hears_never_appears(
     catalogue: &impl Catalogue,
 ) {
     let place = catalogue.reserve(TEAM, &id("i1"), 1).await.unwrap();
     catalogue.remove(&id("i1")).await.unwrap();
     assert!(catalogue.reserve(TEAM, &id("i2"), 1).await.is_err(), "its creator still works");
-    place.commit(entry(TEAM, &id("i1"), after(60)));
-    assert!(catalogue.get(&id("i1")).await.unwrap().is_none());
+    put(catalogue, TEAM, "i1", State::Running).await;
+    drop(place);
+    assert_eq!(known(catalogue, "i1").await, None);
     assert!(catalogue.reserve(TEAM, &id("i2"), 1).await.is_ok());
 }
 
-pub(crate) async fn an_adopted_sandbox_counts_whatever_the_limit(catalogue: &impl Catalogue) {
+pub(crate) async fn what_has_ended_does_not_come_back(catalogue: &impl Catalogue) {
+    put(catalogue, TEAM, "i1", State::Running).await;
+    catalogue.remove(&id("i1")).await.unwrap();
+    catalogue.update(entry(TEAM, &id("i1"), State::Running, 9)).await.unwrap();
+    assert_eq!(known(catalogue, "i1").await, None);
+    assert!(listed(catalogue, TEAM).await.is_empty());
+    assert!(catalogue.ids().await.unwrap().is_empty());
+    assert_eq!(counted(catalogue, TEAM).await, 0);
+}
+
+pub(crate) async fn what_a_node_has_counts_whatever_the_limit(catalogue: &impl Catalogue) {
     for name in ["i1", "i2", "i3"] {
-        catalogue.adopt(entry(TEAM, &id(name), after(60))).await.unwrap();
+        put(catalogue, TEAM, name, State::Running).await;
     }
     assert_eq!(listed(catalogue, TEAM).await, [id("i1"), id("i2"), id("i3")]);
     assert!(catalogue.reserve(TEAM, &id("i4"), 2).await.is_err());
-    catalogue.adopt(entry(TEAM, &id("i5"), after(-1))).await.unwrap();
-    assert_eq!(in_time(catalogue.expired()).await.unwrap(), [id("i5")]);
-}
-
-pub(crate) async fn what_is_known_is_not_adopted_again(catalogue: &impl Catalogue) {
-    let known = start(catalogue, TEAM, "i1").await;
-    let before = catalogue.get(&known).await.unwrap().unwrap();
-    catalogue.adopt(entry(TEAM, &known, after(9999))).await.unwrap();
-    let after_it = catalogue.get(&known).await.unwrap().unwrap();
-    assert_eq!(after_it.record, before.record);
-    let place = catalogue.reserve(TEAM, &id("i2"), LIMIT).await.unwrap();
-    catalogue.adopt(entry(TEAM, &id("i2"), after(60))).await.unwrap();
-    drop(place);
-    assert_eq!(listed(catalogue, TEAM).await, [known]);
-    assert_eq!(counted(catalogue, TEAM).await, 1);
-}
-
-pub(crate) async fn extending_never_shortens(catalogue: &impl Catalogue) {
-    let end_at = after(3600);
-    let sandbox = start_until(catalogue, TEAM, "i1", end_at).await;
-    let sooner = Deadline::Extend(after(60));
-    let unchanged = catalogue.set_deadline(&sandbox, sooner).await.unwrap().unwrap();
-    assert_eq!(unchanged.record.end_at, end_at);
-    let later = after(7200);
-    let moved = catalogue.set_deadline(&sandbox, Deadline::Extend(later)).await.unwrap().unwrap();
-    assert_eq!(moved.record.end_at, later);
-    assert_eq!(catalogue.get(&sandbox).await.unwrap().unwrap().record.end_at, later);
-    assert!(catalogue.set_deadline(&id("unknown"), sooner).await.unwrap().is_none());
-}
-
-pub(crate) async fn a_deadline_can_be_set_sooner(catalogue: &impl Catalogue) {
-    let sandbox = start(catalogue, TEAM, "i1").await;
-    let past = after(-1);
-    let moved = catalogue.set_deadline(&sandbox, Deadline::Set(past)).await.unwrap().unwrap();
-    assert_eq!(moved.record.end_at, past);
-    assert_eq!(in_time(catalogue.expired()).await.unwrap(), [sandbox]);
-}
-
-pub(crate) async fn the_deadline_of_a_sandbox_being_ended_stays(catalogue: &impl Catalogue) {
-    let end_at = after(3600);
-    let sandbox = start_until(catalogue, TEAM, "i1", end_at).await;
-    assert!(catalogue.begin_kill(&sandbox).await.unwrap());
-    let past = Deadline::Set(after(-1));
-    let entry = catalogue.set_deadline(&sandbox, past).await.unwrap().unwrap();
-    assert_eq!((entry.phase, entry.record.end_at), (Phase::Killing, end_at));
-    assert!(catalogue.expired().now_or_never().is_none());
-}
-
-pub(crate) async fn expiry_reports_all_that_are_due_at_once(catalogue: &impl Catalogue) {
-    start(catalogue, TEAM, "i0").await;
-    for name in ["i1", "i2", "i3"] {
-        start_until(catalogue, TEAM, name, after(-1)).await;
-    }
-    let due = async {
-        let mut due = in_time(catalogue.expired()).await.unwrap();
-        due.sort();
-        due
-    };
-    assert_eq!(due.await, [id("i1"), id("i2"), id("i3")]);
-    assert!(catalogue.begin_kill(&id("i1")).await.unwrap());
-    catalogue.remove(&id("i2")).await.unwrap();
-    assert_eq!(in_time(catalogue.expired()).await.unwrap(), [id("i3")]);
-}
-
-pub(crate) async fn expiry_wakes_for_a_sooner_deadline(catalogue: &impl Catalogue) {
-    let sandbox = start(catalogue, TEAM, "i1").await;
-    let expired = catalogue.expired();
-    tokio::pin!(expired);
-    assert!(poll!(expired.as_mut()).is_pending());
-    let now = Timestamp::now();
-    catalogue.set_deadline(&sandbox, Deadline::Set(now)).await.unwrap();
-    assert_eq!(in_time(expired).await.unwrap(), [sandbox]);
-}
-
-pub(crate) async fn expiry_of_an_empty_catalogue_waits_for_the_first_sandbox(
-    catalogue: &impl Catalogue,
-) {
-    let expired = catalogue.expired();
-    tokio::pin!(expired);
-    assert!(poll!(expired.as_mut()).is_pending());
-    let soon = Timestamp::now() + Duration::from_millis(20);
-    let sandbox = start_until(catalogue, TEAM, "i1", soon).await;
-    assert_eq!(in_time(expired).await.unwrap(), [sandbox]);
-    assert!(Timestamp::now() >= soon, "reported before its time");
 }
 
 async fn claim_first(catalogue: &impl Catalogue, team: &str, name: &str) -> Box<dyn Claim> {

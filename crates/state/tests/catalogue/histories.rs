@@ -3,14 +3,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use atoll_core::{SandboxId, error::codes};
-use atoll_state::catalogue::{Catalogue, Deadline, Phase, Reservation};
-use futures::FutureExt;
-use jiff::{SignedDuration, Timestamp};
-use proptest::{collection::vec, prelude::*, test_runner::TestRunner};
+use atoll_core::{
+    SandboxId,
+    error::codes,
+    lifecycle::{Kept, State},
+};
+use atoll_state::catalogue::{Catalogue, Reservation};
+use proptest::{collection::vec, prelude::*, sample::select, test_runner::TestRunner};
 use tokio::runtime::Runtime;
 
-use crate::values::{OTHER_TEAM, TEAM, counted, entry, id, listed};
+use crate::values::{OTHER_TEAM, PAUSED, TEAM, counted, entry, id, listed};
 
 const TEAMS: [&str; 2] = [TEAM, OTHER_TEAM];
 /// Few, so that steps meet.
@@ -18,228 +20,135 @@ const SANDBOXES: usize = 8;
 
 #[derive(Clone, Debug)]
 enum Step {
-    Reserve { sandbox: usize, team: usize, limit: u32 },
-    Commit { sandbox: usize, end_in: i64 },
+    Reserve { sandbox: usize, limit: u32 },
     Drop { sandbox: usize },
-    BeginKill { sandbox: usize },
-    AbortKill { sandbox: usize },
+    Update { sandbox: usize, state: State, revision: u64 },
     Remove { sandbox: usize },
-    Adopt { sandbox: usize, team: usize, end_in: i64 },
-    Set { sandbox: usize, end_in: i64 },
-    Extend { sandbox: usize, end_in: i64 },
 }
 
 fn step() -> impl Strategy<Value = Step> {
     let sandbox = 0..SANDBOXES;
-    let team = 0..TEAMS.len();
-    // Far from the present on both sides, so that the time a history takes does not matter.
-    let end_in = prop_oneof![-9000..-3000_i64, 3000..9000_i64];
+    let states = vec![
+        State::Starting,
+        State::Running,
+        State::Snapshotting,
+        State::Pausing(Kept::Frozen),
+        PAUSED,
+        State::Paused(Kept::Disk),
+        State::Paused(Kept::Frozen),
+        State::Resuming(Kept::Disk),
+        State::Ending,
+    ];
     prop_oneof![
-        4 => (sandbox.clone(), team.clone(), 0..6_u32)
-            .prop_map(|(sandbox, team, limit)| Step::Reserve { sandbox, team, limit }),
-        3 => (sandbox.clone(), end_in.clone())
-            .prop_map(|(sandbox, end_in)| Step::Commit { sandbox, end_in }),
-        1 => sandbox.clone().prop_map(|sandbox| Step::Drop { sandbox }),
-        2 => sandbox.clone().prop_map(|sandbox| Step::BeginKill { sandbox }),
-        1 => sandbox.clone().prop_map(|sandbox| Step::AbortKill { sandbox }),
-        2 => sandbox.clone().prop_map(|sandbox| Step::Remove { sandbox }),
-        1 => (sandbox.clone(), team, end_in.clone())
-            .prop_map(|(sandbox, team, end_in)| Step::Adopt { sandbox, team, end_in }),
-        1 => (sandbox.clone(), end_in.clone())
-            .prop_map(|(sandbox, end_in)| Step::Set { sandbox, end_in }),
-        1 => (sandbox, end_in).prop_map(|(sandbox, end_in)| Step::Extend { sandbox, end_in }),
+        4 => (sandbox.clone(), 0..6_u32)
+            .prop_map(|(sandbox, limit)| Step::Reserve { sandbox, limit }),
+        3 => sandbox.clone().prop_map(|sandbox| Step::Drop { sandbox }),
+        6 => (sandbox.clone(), select(states), 0..20_u64)
+            .prop_map(|(sandbox, state, revision)| Step::Update { sandbox, state, revision }),
+        1 => sandbox.prop_map(|sandbox| Step::Remove { sandbox }),
     ]
-}
-
-/// What the catalogue should hold of one sandbox.
-enum Expected {
-    Starting { team: &'static str, place: Box<dyn Reservation>, ended: bool },
-    Live { team: &'static str, end_at: Timestamp, killing: bool, retried: bool },
-}
-
-impl Expected {
-    fn team(&self) -> &'static str {
-        match self {
-            Self::Starting { team, .. } | Self::Live { team, .. } => team,
-        }
-    }
-}
-
-struct Run<C> {
-    catalogue: C,
-    start: Timestamp,
-    model: BTreeMap<SandboxId, Expected>,
 }
 
 fn name(sandbox: usize) -> SandboxId {
     id(&format!("i{sandbox}"))
 }
 
+/// A sandbox is of one team for good.
+fn team_of(sandbox: usize) -> &'static str {
+    TEAMS[sandbox % TEAMS.len()]
+}
+
+/// What the catalogue should hold of one sandbox.
+#[derive(Default)]
+struct Expected {
+    said: Option<(State, u64)>,
+    places: Vec<Box<dyn Reservation>>,
+    ended: bool,
+}
+
+impl Expected {
+    fn takes_place(&self) -> bool {
+        let stands = |(state, _)| state != PAUSED && state != State::Paused(Kept::Disk);
+        !self.places.is_empty() || self.said.is_some_and(stands)
+    }
+
+    fn is_shown(&self) -> bool {
+        self.said.is_some_and(|(state, _)| !matches!(state, State::Starting | State::Ending))
+    }
+}
+
+struct Run<C> {
+    catalogue: C,
+    model: BTreeMap<usize, Expected>,
+}
+
 impl<C: Catalogue> Run<C> {
-    fn at(&self, end_in: i64) -> Timestamp {
-        self.start + SignedDuration::from_secs(end_in)
+    fn of<'a>(&'a self, team: &'a str) -> impl Iterator<Item = (usize, &'a Expected)> {
+        let all = self.model.iter().map(|(sandbox, expected)| (*sandbox, expected));
+        all.filter(move |(sandbox, _)| team_of(*sandbox) == team)
     }
 
     fn count(&self, team: &str) -> usize {
-        self.model.values().filter(|expected| expected.team() == team).count()
+        self.of(team).filter(|(_, expected)| expected.takes_place()).count()
     }
 
     async fn apply(&mut self, step: &Step) {
         match *step {
-            Step::Reserve { sandbox, team, limit } => {
-                self.reserve(name(sandbox), TEAMS[team], limit).await;
-            }
-            Step::Commit { sandbox, end_in } => self.commit(name(sandbox), self.at(end_in)),
-            Step::Drop { sandbox } => {
-                let id = name(sandbox);
-                if matches!(self.model.get(&id), Some(Expected::Starting { .. })) {
-                    self.model.remove(&id);
-                }
-            }
-            Step::BeginKill { sandbox } => self.begin_kill(&name(sandbox)).await,
-            Step::AbortKill { sandbox } => {
-                let id = name(sandbox);
-                self.catalogue.abort_kill(&id).await.unwrap();
-                if let Some(Expected::Live { killing: killing @ true, retried, .. }) =
-                    self.model.get_mut(&id)
-                {
-                    (*killing, *retried) = (false, true);
+            Step::Reserve { sandbox, limit } => self.reserve(sandbox, limit).await,
+            Step::Drop { sandbox } => drop(self.expected(sandbox).places.pop()),
+            Step::Update { sandbox, state, revision } => {
+                let entry = entry(team_of(sandbox), &name(sandbox), state, revision);
+                self.catalogue.update(entry).await.unwrap();
+                let expected = self.expected(sandbox);
+                let is_news = expected.said.is_none_or(|(_, known)| known < revision);
+                if is_news && !expected.ended {
+                    expected.said = Some((state, revision));
                 }
             }
             Step::Remove { sandbox } => {
-                let id = name(sandbox);
-                self.catalogue.remove(&id).await.unwrap();
-                match self.model.get_mut(&id) {
-                    Some(Expected::Starting { ended, .. }) => *ended = true,
-                    _ => drop(self.model.remove(&id)),
-                }
-            }
-            Step::Adopt { sandbox, team, end_in } => {
-                let (id, team, end_at) = (name(sandbox), TEAMS[team], self.at(end_in));
-                self.catalogue.adopt(entry(team, &id, end_at)).await.unwrap();
-                self.model.entry(id).or_insert(Expected::Live {
-                    team,
-                    end_at,
-                    killing: false,
-                    retried: false,
-                });
-            }
-            Step::Set { sandbox, end_in } => {
-                self.move_deadline(name(sandbox), Deadline::Set(self.at(end_in))).await;
-            }
-            Step::Extend { sandbox, end_in } => {
-                self.move_deadline(name(sandbox), Deadline::Extend(self.at(end_in))).await;
+                self.catalogue.remove(&name(sandbox)).await.unwrap();
+                let expected = self.expected(sandbox);
+                (expected.said, expected.ended) = (None, true);
             }
         }
     }
 
-    async fn reserve(&mut self, id: SandboxId, team: &'static str, limit: u32) {
-        let known = self.model.contains_key(&id);
-        let full = self.count(team) >= usize::try_from(limit).unwrap();
-        match self.catalogue.reserve(team, &id, limit).await {
+    fn expected(&mut self, sandbox: usize) -> &mut Expected {
+        self.model.entry(sandbox).or_default()
+    }
+
+    async fn reserve(&mut self, sandbox: usize, limit: u32) {
+        let full = self.count(team_of(sandbox)) >= usize::try_from(limit).unwrap();
+        let has_place = self.expected(sandbox).takes_place();
+        match self.catalogue.reserve(team_of(sandbox), &name(sandbox), limit).await {
             Ok(place) => {
-                assert!(!known && !full, "{id} got a place that is not there");
-                self.model.insert(id, Expected::Starting { team, place, ended: false });
+                assert!(has_place || !full, "{sandbox} got a place that is not there");
+                self.expected(sandbox).places.push(place);
             }
-            Err(error) if error.code == codes::CONFLICT => assert!(known, "{error}"),
             Err(error) => {
                 assert_eq!(error.code, codes::CONCURRENCY_LIMIT);
-                assert!(full, "{error}");
+                assert!(full && !has_place, "{error}");
             }
         }
-    }
-
-    fn commit(&mut self, id: SandboxId, end_at: Timestamp) {
-        match self.model.remove(&id) {
-            Some(Expected::Starting { team, place, ended }) => {
-                place.commit(entry(team, &id, end_at));
-                if !ended {
-                    let live = Expected::Live { team, end_at, killing: false, retried: false };
-                    self.model.insert(id, live);
-                }
-            }
-            Some(live) => drop(self.model.insert(id, live)),
-            None => {}
-        }
-    }
-
-    async fn begin_kill(&mut self, id: &SandboxId) {
-        let won = self.catalogue.begin_kill(id).await.unwrap();
-        match self.model.get_mut(id) {
-            Some(Expected::Live { killing, .. }) => {
-                assert_eq!(won, !*killing);
-                *killing = true;
-            }
-            _ => assert!(!won),
-        }
-    }
-
-    async fn move_deadline(&mut self, id: SandboxId, deadline: Deadline) {
-        let answer = self.catalogue.set_deadline(&id, deadline).await.unwrap();
-        let Some(Expected::Live { end_at, killing, retried, .. }) = self.model.get_mut(&id) else {
-            assert!(answer.is_none());
-            return;
-        };
-        let target = match deadline {
-            Deadline::Set(at) => at,
-            Deadline::Extend(at) => at.max(*end_at),
-        };
-        if !*killing && target != *end_at {
-            (*end_at, *retried) = (target, false);
-        }
-        assert_eq!(answer.unwrap().record.end_at, *end_at);
     }
 
     async fn check(&self) {
         for team in TEAMS {
             let counted = counted(&self.catalogue, team).await;
             assert_eq!(usize::try_from(counted).unwrap(), self.count(team), "count of {team}");
-            let running: Vec<SandboxId> = self.running(|of| of == team).cloned().collect();
-            assert_eq!(listed(&self.catalogue, team).await, running);
+            let shown = self.of(team).filter(|(_, expected)| expected.is_shown());
+            let shown: Vec<SandboxId> = shown.map(|(sandbox, _)| name(sandbox)).collect();
+            assert_eq!(listed(&self.catalogue, team).await, shown);
         }
         let ids: BTreeSet<SandboxId> = self.catalogue.ids().await.unwrap().into_iter().collect();
-        assert!(ids.iter().eq(self.running(|_| true)));
-        for id in (0..SANDBOXES).map(name) {
-            let shown = self.catalogue.get(&id).await.unwrap();
-            let shown = shown.map(|entry| (entry.record.end_at, entry.phase == Phase::Killing));
-            let expected = match self.model.get(&id) {
-                Some(Expected::Live { end_at, killing, .. }) => Some((*end_at, *killing)),
-                _ => None,
-            };
-            assert_eq!(shown, expected, "{id}");
+        let known = self.model.iter().filter(|(_, expected)| expected.said.is_some());
+        assert!(ids.into_iter().eq(known.map(|(sandbox, _)| name(*sandbox))));
+        for sandbox in 0..SANDBOXES {
+            let shown = self.catalogue.get(&name(sandbox)).await.unwrap();
+            let shown = shown.map(|entry| (entry.sandbox.state, entry.sandbox.revision));
+            let expected = self.model.get(&sandbox).and_then(|expected| expected.said);
+            assert_eq!(shown, expected, "{sandbox}");
         }
-        self.check_expired().await;
-    }
-
-    fn running(&self, team: impl Fn(&str) -> bool) -> impl Iterator<Item = &SandboxId> {
-        self.model.iter().filter_map(move |(id, expected)| match expected {
-            Expected::Live { team: of, killing: false, .. } if team(of) => Some(id),
-            _ => None,
-        })
-    }
-
-    /// Whose time is over must be reported, who came back from a failed kill may be.
-    async fn check_expired(&self) {
-        let mut must = BTreeSet::new();
-        let mut may = BTreeSet::new();
-        for (id, expected) in &self.model {
-            if let Expected::Live { end_at, killing: false, retried, .. } = expected
-                && *end_at < self.start
-            {
-                may.insert(id.clone());
-                if !*retried {
-                    must.insert(id.clone());
-                }
-            }
-        }
-        let due = if must.is_empty() {
-            self.catalogue.expired().now_or_never().map(Result::unwrap).unwrap_or_default()
-        } else {
-            self.catalogue.expired().await.unwrap()
-        };
-        let due: BTreeSet<SandboxId> = due.into_iter().collect();
-        assert!(due.is_superset(&must), "{due:?} lacks some of {must:?}");
-        assert!(due.is_subset(&may), "{due:?} has more than {may:?}");
     }
 }
 
@@ -251,16 +160,15 @@ pub(crate) fn any_history_keeps_the_counts_exact<C: Catalogue>(
     TestRunner::default()
         .run(&histories, |steps| {
             runtime.block_on(async {
-                let mut run =
-                    Run { catalogue: make(), start: Timestamp::now(), model: BTreeMap::new() };
+                let mut run = Run { catalogue: make(), model: BTreeMap::new() };
                 for step in &steps {
                     run.apply(step).await;
                     run.check().await;
                 }
                 // With every sandbox gone nothing is left.
                 run.model.clear();
-                for id in (0..SANDBOXES).map(name) {
-                    run.catalogue.remove(&id).await.unwrap();
+                for sandbox in 0..SANDBOXES {
+                    run.catalogue.remove(&name(sandbox)).await.unwrap();
                 }
                 run.check().await;
             });

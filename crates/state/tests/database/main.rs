@@ -7,6 +7,7 @@ mod accounts;
 mod fixture;
 mod logs;
 mod metrics;
+mod snapshots;
 mod templates;
 
 macro_rules! suite {
@@ -58,6 +59,10 @@ backends! {
         templates::private_templates_of_others_stay_hidden,
         templates::the_list_has_own_and_global_templates,
         templates::spawns_are_counted,
+        snapshots::a_snapshot_is_found_by_its_reference,
+        snapshots::the_same_name_again_is_another_build,
+        snapshots::names_that_mean_something_else_are_refused,
+        snapshots::a_deleted_snapshot_is_gone_and_its_name_is_free,
         metrics::samples_come_back_in_order_within_bounds,
         metrics::another_team_sees_no_samples,
         metrics::a_sample_is_kept_once,

@@ -1,15 +1,17 @@
 //! What outlives the program: disks that somebody still owns.
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::{self, BufRead, BufReader},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
 
-use atoll_storage::{Options, Service};
+use atoll_core::lifecycle::Kept;
+use atoll_storage::{BuildManifest, Options, Service};
 
-use crate::{DataDir, MIB, fill, until};
+use crate::{DataDir, MIB, build_id, fill, manifest, small_layer, until};
 
 /// Where the predecessor works.
 const DATA_DIR: &str = "ATOLL_TEST_PREDECESSOR";
@@ -37,14 +39,107 @@ async fn predecessor() {
     std::future::pending::<()>().await;
 }
 
-/// Runs it until it has its disks, and kills it as hard as can be; gives the names.
-fn killed_predecessor(dir: &Path) -> Vec<String> {
-    let mut child: Child = Command::new(std::env::current_exe().unwrap())
-        .args(["restart::predecessor", "--exact", "--ignored", "--nocapture"])
+/// A process that copies, stores and deletes builds, saying so, until it is killed.
+#[tokio::test]
+#[ignore = "the process that other tests kill"]
+async fn busy_predecessor() {
+    let Some(dir) = std::env::var_os(DATA_DIR) else { return };
+    let options = Options {
+        data_dir: PathBuf::from(dir),
+        pool_bytes: Some(1024 * MIB),
+        disks: 0,
+        keep: ["own".to_owned()].into(),
+    };
+    let service = Service::start(options).await.unwrap();
+    let storage = service.handle();
+    storage.sweep().await.unwrap();
+    let own = match storage.saved("own").await.unwrap() {
+        Some(own) => own,
+        None => {
+            let disk = storage.take_disk(20 * MIB).await.unwrap();
+            fs::write(disk.upper().join("file"), "content").unwrap();
+            let memory = storage.begin_saved("own", MIB, MIB).await.unwrap();
+            fs::write(memory.join("pages"), [7; 100_000]).unwrap();
+            storage.seal(&disk, "own").await.unwrap()
+        }
+    };
+    for round in 0.. {
+        let layer = small_layer(&storage).await;
+        let (id, snapshot) = (build_id(round % 4), Some(Kept::Checkpoint));
+        let (now, other) = (storage.delete_build(&id), storage.copy_saved(&own, "other"));
+        let (deleted, copied) = tokio::join!(now, other);
+        deleted.unwrap();
+        println!("deleted {id}");
+        storage.copy_saved(&copied.unwrap(), &id).await.unwrap();
+        storage
+            .put_build(&BuildManifest { snapshot, ..manifest(round % 4, &[layer]) })
+            .await
+            .unwrap();
+        println!("put {id}");
+    }
+}
+
+#[tokio::test]
+async fn a_build_is_whole_or_gone_whenever_the_program_is_killed() {
+    let dir = DataDir::new();
+    let mut known = BTreeSet::new();
+    for lines in [1, 2, 3, 7, 10, 12, 17, 25] {
+        let mut child = spawn("restart::busy_predecessor", dir.path());
+        let said = BufReader::new(child.stdout.take().unwrap()).lines().map(io::Result::unwrap);
+        let said = said.filter(|line| line.contains("deleted ") || line.contains("put "));
+        let mut said = said.inspect(|line| {
+            let (what, id) = line.rsplit_once(' ').unwrap();
+            if what.ends_with("put") {
+                known.insert(id.to_owned())
+            } else {
+                known.remove(id)
+            };
+        });
+        said.by_ref().take(lines).for_each(drop);
+        child.kill().unwrap();
+        // What it had said by then.
+        said.for_each(drop);
+        child.wait().unwrap();
+
+        let service = dir.start_keeping(&["own", "other"]).await;
+        let storage = service.handle();
+        let mut saved = vec![storage.saved("own").await.unwrap().unwrap()];
+        saved.extend(storage.saved("other").await.unwrap());
+        let builds = storage.builds().await;
+        for build in &builds {
+            assert_eq!(storage.build(&build.id).await.unwrap().as_ref(), Some(build));
+            saved.push(storage.saved(&build.id).await.unwrap().unwrap());
+        }
+        for saved in &saved {
+            assert_eq!(fs::read(saved.memory_dir().join("pages")).unwrap(), [7; 100_000]);
+            let disk = storage.branch(saved, 20 * MIB).await.unwrap();
+            assert_eq!(fs::read(disk.upper().join("file")).unwrap(), b"content");
+            disk.destroy().await.unwrap();
+        }
+        // Each but the one that it was at work on is as it said.
+        let found: BTreeSet<String> = builds.iter().map(|build| build.id.clone()).collect();
+        let unsaid = found.symmetric_difference(&known).count();
+        assert!(unsaid <= 1, "said {known:?}, found {found:?}");
+        known = found;
+        storage.sweep().await.unwrap();
+        let layers = builds.iter().map(|build| build.layers[0].to_string());
+        assert_eq!(dir.layers(), layers.collect());
+        service.shutdown().await;
+    }
+}
+
+fn spawn(test: &str, dir: &Path) -> Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args([test, "--exact", "--ignored", "--nocapture"])
         .env(DATA_DIR, dir)
         .stdout(Stdio::piped())
         .spawn()
-        .unwrap();
+        .unwrap()
+}
+
+/// Runs it until it has its disks, and kills it as hard as can be; gives the names.
+fn killed_predecessor(dir: &Path) -> Vec<String> {
+    let mut child = spawn("restart::predecessor", dir);
     let lines = BufReader::new(child.stdout.take().unwrap()).lines().map(io::Result::unwrap);
     let said: Vec<String> = lines.take_while(|line| line != "done").collect();
     child.kill().unwrap();

@@ -1,17 +1,11 @@
 //! Copies of disks: sealed, branched, dropped.
 
-use std::{
-    fs, io,
-    os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
-    process::Command,
-    time::Duration,
-};
+use std::{fs, io, os::unix::fs::PermissionsExt, path::Path, process::Command, time::Duration};
 
 use atoll_core::error::codes;
 use atoll_storage::{Disk, Handle, Options, Service};
 
-use crate::{DataDir, MIB, fill, until};
+use crate::{DataDir, MIB, Overlay, build_id, fill, until};
 
 fn read(disk: &Disk, file: &str) -> String {
     fs::read_to_string(disk.upper().join(file)).unwrap()
@@ -28,39 +22,6 @@ async fn rest(storage: &Handle, disk: Disk, limit: u64) -> Disk {
     let disk = storage.branch(&saved, limit).await.unwrap();
     saved.destroy().await.unwrap();
     disk
-}
-
-/// An overlay over a disk, mounted as sandboxes have it.
-struct Overlay {
-    root: tempfile::TempDir,
-    _lower: tempfile::TempDir,
-}
-
-impl Overlay {
-    fn new(disk: &Disk) -> Self {
-        let (root, lower) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        fs::write(lower.path().join("lower"), "of the template").unwrap();
-        let options = format!(
-            "lowerdir={},upperdir={},workdir={},redirect_dir=on,metacopy=off,index=off,volatile",
-            lower.path().display(),
-            disk.upper().display(),
-            disk.work().display()
-        );
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "overlay", "overlay", "-o", &options]).arg(root.path());
-        assert!(mount.status().unwrap().success());
-        Self { root, _lower: lower }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.root.path().join(name)
-    }
-}
-
-impl Drop for Overlay {
-    fn drop(&mut self) {
-        drop(Command::new("umount").arg(self.root.path()).status());
-    }
 }
 
 #[tokio::test]
@@ -95,7 +56,7 @@ async fn a_copy_is_the_disk_at_that_moment_and_goes_its_own_way() {
     let copy = dir.path().join("pool/saved/snapshot");
     let error = fs::write(copy.join("disk/upper/file"), "x").unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::ReadOnlyFilesystem);
-    for private in [dir.path().join("pool/saved"), copy, saved.memory_dir()] {
+    for private in [dir.path().join("pool/saved"), copy] {
         let mode = fs::metadata(&private).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o700, "{private:?}");
     }
@@ -184,7 +145,7 @@ async fn a_branch_cannot_outgrow_its_limit_while_its_source_lives() {
     let storage = service.handle();
     let source = storage.take_disk(100 * MIB).await.unwrap();
     fill(&source.upper().join("base"), 20 * MIB).unwrap();
-    let saved = storage.seal(&source, "fork").await.unwrap();
+    let saved = storage.seal(&source, &build_id(1)).await.unwrap();
     let branch = storage.branch(&saved, 50 * MIB).await.unwrap();
     // The source's writes are none of the branch's business, nor the other way round.
     fill(&source.upper().join("more"), 60 * MIB).unwrap();
@@ -237,12 +198,12 @@ async fn what_is_saved_and_kept_survives_a_crash_and_the_rest_goes() {
     let storage = service.handle();
     let disk = storage.take_disk(100 * MIB).await.unwrap();
     fill(&disk.upper().join("big"), 40 * MIB).unwrap();
-    let memory = storage.begin_saved("kept").await.unwrap();
+    let memory = storage.begin_saved("kept", 0, 0).await.unwrap();
     fs::write(memory.join("pages"), "of memory").unwrap();
     storage.seal(&disk, "kept").await.unwrap();
     storage.seal(&disk, "unkept").await.unwrap();
     // Begun, and no more.
-    storage.begin_saved("begun").await.unwrap();
+    storage.begin_saved("begun", 0, 0).await.unwrap();
     // As SIGKILL does it: nothing is dropped.
     std::mem::forget((disk, service));
 
@@ -330,12 +291,14 @@ async fn a_checkpoint_belongs_to_one_save_only() {
     let service = dir.start(0).await;
     let storage = service.handle();
     let disk = storage.take_disk(10 * MIB).await.unwrap();
-    let memory = storage.begin_saved("some").await.unwrap();
+    let memory = storage.begin_saved("some", 0, 0).await.unwrap();
     fs::write(memory.join("pages"), "first").unwrap();
     let saved = storage.seal(&disk, "some").await.unwrap();
     assert_eq!(fs::read(saved.memory_dir().join("pages")).unwrap(), b"first");
+    let error = fs::write(memory.join("pages"), "x").unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ReadOnlyFilesystem);
     // Begun again, it is no longer what it was.
-    let memory = storage.begin_saved("some").await.unwrap();
+    let memory = storage.begin_saved("some", 0, 0).await.unwrap();
     assert!(storage.saved("some").await.unwrap().is_none());
     assert_eq!(fs::read_dir(&memory).unwrap().count(), 0);
     let saved = storage.seal(&disk, "some").await.unwrap();
@@ -386,7 +349,9 @@ async fn a_full_pool_is_said_to_be_full_and_nothing_is_half_saved() {
     let storage = service.handle();
     let disk = storage.take_disk(50 * MIB).await.unwrap();
     write(&disk, "file", "precious");
-    let memory = storage.begin_saved("some").await.unwrap();
+    // Nothing fills it but what has no limit.
+    storage.begin_saved("some", 0, 0).await.unwrap();
+    let memory = dir.path().join("pool/saved/some");
     // First the room for data, then that for what describes it.
     let error = fill(&memory.join("pages"), 2048 * MIB).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::StorageFull);

@@ -1,9 +1,8 @@
-//! A small client of the public API and of envd, for the command line and the self-check. It does
-//! what an SDK does, over the same sockets.
+//! Commands in sandboxes: envd, through the client proxy.
 
-use std::{collections::BTreeMap, env};
+use std::collections::BTreeMap;
 
-use atoll_core::{Code, Error, Result, error::codes};
+use atoll_core::{Error, Result, error::codes};
 use atoll_wire::{
     guest::ENVD_PORT,
     rest,
@@ -26,34 +25,8 @@ use connectrpc::{
     client::{ClientConfig, HttpClient, ServerStream},
 };
 use futures::{Stream as Pieces, StreamExt, stream};
-use reqwest::{Method, StatusCode};
-use serde::{Serialize, de::DeserializeOwned};
 
-use crate::up::environment::Environment;
-
-/// A client of one deployment.
-#[derive(Clone)]
-pub(crate) struct Client {
-    http: reqwest::Client,
-    guests: HttpClient,
-    api_url: String,
-    sandbox_url: String,
-    api_key: String,
-}
-
-/// What a create asks for.
-#[derive(Clone, Default, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Create {
-    #[serde(rename = "templateID")]
-    pub(crate) template: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) timeout: Option<u32>,
-    pub(crate) metadata: BTreeMap<String, String>,
-    pub(crate) env_vars: BTreeMap<String, String>,
-    #[serde(rename = "allow_internet_access", skip_serializing_if = "Option::is_none")]
-    pub(crate) allow_internet_access: Option<bool>,
-}
+use super::Client;
 
 /// A command to run.
 #[derive(Clone, Default)]
@@ -95,149 +68,6 @@ fn failed(what: &str, cause: impl std::fmt::Display) -> Error {
 }
 
 impl Client {
-    /// The deployment that `atoll up` reports as its own.
-    pub(crate) fn of(environment: &Environment) -> Self {
-        Self::new(&environment.api_url, &environment.sandbox_url, &environment.api_key)
-    }
-
-    /// The deployment that the SDKs' variables name, by default the local one.
-    ///
-    /// # Errors
-    /// `UNAUTHENTICATED` without a key.
-    pub(crate) fn from_variables() -> Result<Self> {
-        let or = |name: &str, default: &str| env::var(name).unwrap_or_else(|_| default.to_owned());
-        let key = env::var("E2B_API_KEY").map_err(|_| {
-            Error::new(codes::UNAUTHENTICATED, "E2B_API_KEY is not set.")
-                .with_fix("Source the file that `atoll up` names: `. <data-dir>/env`.")
-        })?;
-        Ok(Self::new(
-            &or("E2B_API_URL", "http://127.0.0.1:3000"),
-            &or("E2B_SANDBOX_URL", "http://127.0.0.1:3002"),
-            &key,
-        ))
-    }
-
-    fn new(api_url: &str, sandbox_url: &str, api_key: &str) -> Self {
-        Self {
-            // A proxy for the internet is no way to this deployment, and must not see the key.
-            http: reqwest::Client::builder().no_proxy().build().unwrap_or_default(),
-            guests: HttpClient::plaintext(),
-            api_url: api_url.trim_end_matches('/').to_owned(),
-            sandbox_url: sandbox_url.trim_end_matches('/').to_owned(),
-            api_key: api_key.to_owned(),
-        }
-    }
-
-    async fn send(
-        &self,
-        method: Method,
-        path: &str,
-        body: Option<&impl Serialize>,
-    ) -> Result<reqwest::Response> {
-        let mut request = self
-            .http
-            .request(method, format!("{}{path}", self.api_url))
-            .header("X-API-Key", &self.api_key);
-        if let Some(body) = body {
-            request = request.json(body);
-        }
-        let response = request.send().await.map_err(|error| {
-            Error::new(
-                codes::NODE_UNAVAILABLE,
-                format!("the API at {} does not answer: {}.", self.api_url, root_cause(&error)),
-            )
-            .with_fix("Start it with `atoll up`, or set E2B_API_URL.")
-        })?;
-        if response.status().is_success() {
-            return Ok(response);
-        }
-        let status = response.status();
-        let error: rest::Error = response
-            .json()
-            .await
-            .map_err(|_| Error::new(codes::INTERNAL, format!("the API answered {status}.")))?;
-        let code = error.error_code.as_deref().and_then(find_code).unwrap_or(match status {
-            StatusCode::NOT_FOUND => codes::NOT_FOUND,
-            StatusCode::UNAUTHORIZED => codes::UNAUTHENTICATED,
-            _ => codes::INVALID_REQUEST,
-        });
-        // The API's messages say what to do themselves.
-        Err(Error::new(code, error.message).with_fix(""))
-    }
-
-    async fn parse<T: DeserializeOwned>(response: reqwest::Response) -> Result<T> {
-        response.json().await.map_err(|error| {
-            Error::new(codes::INTERNAL, format!("the API's answer is not understood: {error}."))
-        })
-    }
-
-    pub(crate) async fn create(&self, create: &Create) -> Result<rest::Sandbox> {
-        Self::parse(self.send(Method::POST, "/v2/sandboxes", Some(create)).await?).await
-    }
-
-    /// Everything needed to talk to a sandbox that runs; its deadline moves only if it is sooner
-    /// than `timeout` seconds.
-    pub(crate) async fn connect(&self, id: &str, timeout: u32) -> Result<rest::Sandbox> {
-        let body = BTreeMap::from([("timeout", timeout)]);
-        let path = format!("/v2/sandboxes/{id}/connect");
-        Self::parse(self.send(Method::POST, &path, Some(&body)).await?).await
-    }
-
-    pub(crate) async fn kill(&self, id: &str) -> Result<()> {
-        let none = None::<&()>;
-        self.send(Method::DELETE, &format!("/sandboxes/{id}"), none).await.map(drop)
-    }
-
-    pub(crate) async fn info(&self, id: &str) -> Result<rest::SandboxDetail> {
-        let none = None::<&()>;
-        Self::parse(self.send(Method::GET, &format!("/sandboxes/{id}"), none).await?).await
-    }
-
-    /// A sandbox's resource use, oldest sample first.
-    pub(crate) async fn metrics(&self, id: &str) -> Result<Vec<rest::SandboxMetric>> {
-        let path = format!("/sandboxes/{id}/metrics");
-        Self::parse(self.send(Method::GET, &path, None::<&()>).await?).await
-    }
-
-    /// A page of a sandbox's log, oldest line first: lines of at least `level` from the millisecond
-    /// `start` on.
-    pub(crate) async fn logs(
-        &self,
-        id: &str,
-        start: i64,
-        level: &str,
-    ) -> Result<Vec<rest::SandboxLogEntry>> {
-        let path =
-            format!("/v2/sandboxes/{id}/logs?direction=forward&cursor={start}&level={level}");
-        let response = self.send(Method::GET, &path, None::<&()>).await?;
-        Ok(Self::parse::<rest::SandboxLogsV2Response>(response).await?.logs)
-    }
-
-    /// All of the team's sandboxes.
-    pub(crate) async fn list(&self) -> Result<Vec<rest::ListedSandbox>> {
-        let mut all = Vec::new();
-        let mut cursor = String::new();
-        loop {
-            let path = format!("/v2/sandboxes?limit=100{cursor}");
-            let response = self.send(Method::GET, &path, None::<&()>).await?;
-            let next = response
-                .headers()
-                .get("x-next-token")
-                .and_then(|value| value.to_str().ok())
-                .map(str::to_owned);
-            all.extend(Self::parse::<Vec<rest::ListedSandbox>>(response).await?);
-            match next {
-                Some(token) => cursor = format!("&nextToken={token}"),
-                None => return Ok(all),
-            }
-        }
-    }
-
-    /// Where requests for sandboxes go.
-    pub(crate) fn sandbox_url(&self) -> &str {
-        &self.sandbox_url
-    }
-
     /// How many commands run in a sandbox.
     ///
     /// # Errors
@@ -314,23 +144,6 @@ impl Client {
 
 fn not_started(error: &ConnectError) -> Error {
     failed("the command could not be started", error)
-}
-
-/// The code that the API names: by its number, or as the contract spells it.
-fn find_code(name: &str) -> Option<Code> {
-    match name.strip_prefix("ATL-") {
-        Some(number) => codes::find(number.parse().ok()?),
-        None => codes::ALL.iter().copied().find(|code| code.wire == Some(name)),
-    }
-}
-
-/// The innermost cause: the outer ones repeat the URL.
-fn root_cause(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(inner) = cause.source() {
-        cause = inner;
-    }
-    cause.to_string()
 }
 
 type Body = <HttpClient as connectrpc::client::ClientTransport>::ResponseBody;

@@ -6,12 +6,15 @@
 //! reason; the few fields that clients expect as `null` say so. In a request every optional field
 //! may be absent or `null`, and unknown fields are ignored.
 
+mod copies;
+
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+pub use self::copies::*;
 use crate::log::LogLevel;
 
 /// The body of every failure.
@@ -147,7 +150,7 @@ pub struct Sandbox {
 pub enum SandboxState {
     /// It runs.
     Running,
-    /// Only its snapshot is there.
+    /// It is paused.
     Paused,
 }
 
@@ -167,10 +170,10 @@ pub struct ListedSandbox {
     /// The template's first alias.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub alias: Option<String>,
-    /// Start of this run.
+    /// Start of this run, or of the last one.
     #[schema(value_type = String, format = DateTime)]
     pub started_at: Timestamp,
-    /// When it is to end.
+    /// When its time is up; of a paused one, when it was paused.
     #[schema(value_type = String, format = DateTime)]
     pub end_at: Timestamp,
     /// Virtual CPUs.
@@ -229,6 +232,21 @@ pub struct SandboxDetail {
     pub domain: Option<String>,
     /// How it ends and wakes.
     pub lifecycle: SandboxLifecycle,
+    /// What a paused sandbox goes on from. Atoll's own; left out for one that runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<Kept>,
+}
+
+/// What a paused sandbox or a snapshot holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Kept {
+    /// Its files: it boots anew.
+    Disk,
+    /// Its files, and its processes in the node's memory until the node stops.
+    Frozen,
+    /// Its files and its processes.
+    Checkpoint,
 }
 
 /// Body of `POST /sandboxes/{sandboxID}/timeout`.
@@ -246,6 +264,29 @@ pub struct ConnectRequest {
     #[schema(minimum = 0)]
     pub timeout: Option<i32>,
     /// Whether a paused sandbox is resumed with its memory.
+    pub memory: Option<bool>,
+}
+
+/// Body of `POST /sandboxes/{sandboxID}/pause`.
+#[derive(Clone, Debug, Default, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PauseRequest {
+    /// Whether its processes go on when it is resumed; true by default. False keeps its files only.
+    pub memory: Option<bool>,
+    /// Whether to refuse when envd does not answer.
+    pub require_healthy_guest: Option<bool>,
+}
+
+/// Body of `POST /sandboxes/{sandboxID}/resume`.
+#[derive(Clone, Debug, Default, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ResumeRequest {
+    /// Seconds from when it runs; 15 by default.
+    #[schema(minimum = 0)]
+    pub timeout: Option<i32>,
+    /// Replaces whether it is paused instead of killed when its time is up.
+    pub auto_pause: Option<bool>,
+    /// Whether it is resumed with its memory.
     pub memory: Option<bool>,
 }
 

@@ -1,44 +1,59 @@
 //! `atoll sandbox`: sandboxes from the shell, through the public API only.
+//!
+//! - here: making, showing and ending them.
+//! - [`exec`]: running something in one. [`logs`]: what one has logged.
+//! - [`lifecycle`]: pause, resume, fork, rewind. [`snapshot`]: copies. [`lineage`]: what came of what.
 
-use std::{
-    collections::BTreeMap,
-    io::{self, IsTerminal, Write},
-    process::ExitCode,
-};
+mod exec;
+mod lifecycle;
+mod lineage;
+mod logs;
+mod snapshot;
+
+use std::process::ExitCode;
 
 use atoll_core::{Error, Result, error::codes};
-use atoll_wire::rest;
-use tokio::{
-    io::AsyncReadExt,
-    signal::unix::{SignalKind, signal},
-};
+use atoll_wire::rest::{self, Kept, OnTimeout, SandboxState};
 
 use crate::{
-    client::{Client, CommandInput, Create, Exec, ExecEvent},
-    logs, terminal,
+    client::{Client, Create},
+    terminal,
 };
-
-/// What a shell reports for a program that a signal ended, less the signal's number.
-const SIGNALLED: u8 = 128;
-/// Piped input travels in pieces of this size.
-const INPUT_CHUNK: usize = 64 * 1024;
-/// `exec` keeps a sandbox alive at least this long.
-const EXEC_TIMEOUT: u32 = 60;
 
 /// Commands on sandboxes.
 #[derive(clap::Subcommand)]
 pub(crate) enum Command {
     /// Create a sandbox and print its id.
     Create(CreateArguments),
-    /// List running sandboxes.
+    /// List sandboxes, paused ones too.
     List(Output),
     /// Show one sandbox.
     Info(InfoArguments),
-    /// Run a command; its input, output and exit code are this command's.
-    Exec(ExecArguments),
+    /// Run a command; its input, output and exit code are this command's. Resumes a paused sandbox.
+    Exec(exec::Arguments),
     /// Show what a sandbox logged, also after its end.
     Logs(logs::Arguments),
-    /// End sandboxes.
+    /// Stop a sandbox and keep its files and processes until it is resumed.
+    ///
+    /// It stays paused until it is resumed or killed, and takes no place under the limit of running
+    /// sandboxes. Connections to it end. With CRIU its memory goes to disk; without, it stays in memory,
+    /// frozen, and only the files outlive a stop of Atoll. `atoll sandbox info` says which.
+    Pause(lifecycle::PauseArguments),
+    /// Let a paused sandbox go on; one that runs lives at least that long.
+    Resume(lifecycle::ResumeArguments),
+    /// Make copies of a sandbox, which runs on or stays paused.
+    ///
+    /// With CRIU the copies go on with the processes that it has at that moment; without, they boot anew
+    /// with its files.
+    Fork(lifecycle::ForkArguments),
+    /// Keep copies of sandboxes to create others from.
+    #[command(subcommand)]
+    Snapshot(snapshot::Command),
+    /// Take a running sandbox back to one of its snapshots; what it did since is lost.
+    Rewind(lifecycle::RewindArguments),
+    /// Show what a sandbox came from and what came from it, and the bytes that each has to itself.
+    Lineage(lineage::Arguments),
+    /// End sandboxes, paused ones too.
     Kill(KillArguments),
 }
 
@@ -59,8 +74,23 @@ pub(crate) struct CreateArguments {
     /// Cut it off from the internet.
     #[arg(long)]
     no_internet: bool,
+    /// What becomes of it when its time is up.
+    #[arg(long, value_enum, default_value = "kill")]
+    on_timeout: AtTimeout,
+    /// Let requests wake it when it is paused.
+    #[arg(long)]
+    auto_resume: bool,
     #[command(flatten)]
     output: Output,
+}
+
+/// What becomes of a sandbox when its time is up.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum AtTimeout {
+    /// It is ended.
+    Kill,
+    /// It is paused.
+    Pause,
 }
 
 /// How answers are printed.
@@ -80,29 +110,11 @@ pub(crate) struct InfoArguments {
 }
 
 #[derive(clap::Args)]
-pub(crate) struct ExecArguments {
-    /// The sandbox.
-    id: String,
-    /// Run as this user.
-    #[arg(long, short)]
-    user: Option<String>,
-    /// Run in this directory.
-    #[arg(long, short = 'w')]
-    workdir: Option<String>,
-    /// A variable for the command; may be repeated.
-    #[arg(long, short, value_name = "NAME=VALUE", value_parser = pair)]
-    env: Vec<(String, String)>,
-    /// The command and its arguments; one word is read by a shell.
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
-    command: Vec<String>,
-}
-
-#[derive(clap::Args)]
 pub(crate) struct KillArguments {
     /// The sandboxes.
     #[arg(required_unless_present = "all")]
     ids: Vec<String>,
-    /// All of the team's.
+    /// All of the team's, paused ones too.
     #[arg(long, conflicts_with = "ids")]
     all: bool,
 }
@@ -120,8 +132,14 @@ pub(crate) async fn run(command: Command) -> Result<ExitCode> {
         Command::Create(arguments) => create(&client, arguments).await,
         Command::List(output) => list(&client, &output).await,
         Command::Info(arguments) => info(&client, &arguments).await,
-        Command::Exec(arguments) => exec(&client, arguments).await,
+        Command::Exec(arguments) => exec::run(&client, arguments).await,
         Command::Logs(arguments) => logs::run(&client, &arguments).await,
+        Command::Pause(arguments) => lifecycle::pause(&client, &arguments).await,
+        Command::Resume(arguments) => lifecycle::resume(&client, &arguments).await,
+        Command::Fork(arguments) => lifecycle::fork(&client, &arguments).await,
+        Command::Snapshot(command) => snapshot::run(&client, command).await,
+        Command::Rewind(arguments) => lifecycle::rewind(&client, &arguments).await,
+        Command::Lineage(arguments) => lineage::run(&client, &arguments).await,
         Command::Kill(arguments) => kill(&client, arguments).await,
     }
 }
@@ -140,6 +158,8 @@ async fn create(client: &Client, arguments: CreateArguments) -> Result<ExitCode>
         metadata: arguments.metadata.into_iter().collect(),
         env_vars: arguments.env.into_iter().collect(),
         allow_internet_access: arguments.no_internet.then_some(false),
+        auto_pause: arguments.on_timeout == AtTimeout::Pause,
+        auto_resume: arguments.auto_resume,
     };
     let sandbox = client.create(&create).await?;
     if arguments.output.json {
@@ -155,27 +175,49 @@ async fn list(client: &Client, output: &Output) -> Result<ExitCode> {
         return print_json(&sandboxes);
     }
     if sandboxes.is_empty() {
-        terminal::say("No sandbox is running.");
+        terminal::say("There is no sandbox.");
         return Ok(ExitCode::SUCCESS);
     }
     terminal::say(&format!(
-        "{:<22} {:<16} {:>5} {:>8}  {:<20} {}",
-        "ID", "TEMPLATE", "CPUS", "MEMORY", "ENDS", "METADATA"
+        "{:<22} {:<16} {:<8} {:>5} {:>8}  {:<20} {}",
+        "ID", "TEMPLATE", "STATE", "CPUS", "MEMORY", "UNTIL", "METADATA"
     ));
     for sandbox in &sandboxes {
         let labels: Vec<String> =
             sandbox.metadata.iter().map(|(key, value)| format!("{key}={value}")).collect();
-        terminal::say(&format!(
-            "{:<22} {:<16} {:>5} {:>5}MiB  {:<20.0} {}",
+        let line = format!(
+            "{:<22} {:<16} {:<8} {:>5} {:>5}MiB  {:<20} {}",
             sandbox.sandbox_id,
             sandbox.alias.as_deref().unwrap_or(&sandbox.template_id),
+            state(sandbox.state),
             sandbox.cpu_count,
             sandbox.memory_mb,
-            sandbox.end_at,
+            // A paused one stays until it is killed.
+            match sandbox.state {
+                SandboxState::Running => format!("{:.0}", sandbox.end_at),
+                SandboxState::Paused => "killed".to_owned(),
+            },
             labels.join(",")
-        ));
+        );
+        terminal::say(line.trim_end());
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn state(state: SandboxState) -> &'static str {
+    match state {
+        SandboxState::Running => "running",
+        SandboxState::Paused => "paused",
+    }
+}
+
+/// What a paused sandbox or a snapshot holds, in plain words.
+fn kept(kept: Kept) -> &'static str {
+    match kept {
+        Kept::Disk => "files",
+        Kept::Frozen => "files, and processes frozen in memory until Atoll is stopped",
+        Kept::Checkpoint => "files and processes",
+    }
 }
 
 async fn info(client: &Client, arguments: &InfoArguments) -> Result<ExitCode> {
@@ -187,18 +229,32 @@ async fn info(client: &Client, arguments: &InfoArguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn describe(sandbox: &rest::SandboxDetail) -> String {
-    let sandbox = &sandbox.listed;
-    let rows = [
+fn describe(detail: &rest::SandboxDetail) -> String {
+    let sandbox = &detail.listed;
+    let end = match sandbox.state {
+        SandboxState::Running => "ends",
+        SandboxState::Paused => "paused",
+    };
+    let mut rows = vec![
         ("id", sandbox.sandbox_id.clone()),
         ("template", sandbox.alias.clone().unwrap_or_else(|| sandbox.template_id.clone())),
+        ("state", state(sandbox.state).to_owned()),
         ("started", format!("{:.0}", sandbox.started_at)),
-        ("ends", format!("{:.0}", sandbox.end_at)),
+        (end, format!("{:.0}", sandbox.end_at)),
         ("cpus", sandbox.cpu_count.to_string()),
         ("memory", format!("{} MiB", sandbox.memory_mb)),
         ("disk", format!("{} MiB", sandbox.disk_size_mb)),
         ("envd", sandbox.envd_version.clone()),
     ];
+    if let Some(what) = detail.kept {
+        rows.push(("kept", kept(what).to_owned()));
+    }
+    if detail.lifecycle.on_timeout == OnTimeout::Pause {
+        rows.push(("at end", "it is paused".to_owned()));
+    }
+    if detail.lifecycle.auto_resume {
+        rows.push(("wakes", "by a request to it".to_owned()));
+    }
     let lines: Vec<String> =
         rows.iter().map(|(name, value)| format!("{name:<10} {value}")).collect();
     lines.join("\n")
@@ -223,92 +279,6 @@ async fn kill(client: &Client, arguments: KillArguments) -> Result<ExitCode> {
     Ok(code)
 }
 
-async fn exec(client: &Client, arguments: ExecArguments) -> Result<ExitCode> {
-    let sandbox = client.connect(&arguments.id, EXEC_TIMEOUT).await?;
-    let mut command = arguments.command;
-    let mut exec = if command.len() == 1 {
-        Exec::shell(&command.remove(0))
-    } else {
-        Exec { program: command.remove(0), arguments: command, ..Exec::default() }
-    };
-    exec.user = arguments.user;
-    exec.directory = arguments.workdir;
-    exec.variables = arguments.env.into_iter().collect::<BTreeMap<_, _>>();
-    // A terminal is not sent on: without a pseudo-terminal there, a shell would wait for ever.
-    exec.stdin = !io::stdin().is_terminal();
-    let has_input = exec.stdin;
-
-    let mut running = client.exec(&sandbox, exec).await?;
-    let forward = has_input.then(|| tokio::spawn(forward_input(running.input())));
-    let signals = tokio::spawn(forward_signals(running.input()));
-    let outcome = loop {
-        match running.next().await {
-            Ok(ExecEvent::Stdout(bytes)) => write_all(&mut io::stdout(), &bytes)?,
-            Ok(ExecEvent::Stderr(bytes)) => write_all(&mut io::stderr(), &bytes)?,
-            Ok(ExecEvent::Ended { code, error }) => break Ok(exit_code(code, error.as_deref())),
-            Err(error) => break Err(error),
-        }
-    };
-    signals.abort();
-    if let Some(forward) = forward {
-        forward.abort();
-    }
-    outcome
-}
-
-/// The command's exit code as a shell reports it.
-fn exit_code(code: i32, error: Option<&str>) -> ExitCode {
-    match u8::try_from(code) {
-        Ok(code) => ExitCode::from(code),
-        Err(_) => {
-            let signal = match error {
-                Some(text) if text.starts_with("signal: killed") => 9,
-                Some(text) if text.starts_with("signal: terminated") => 15,
-                Some(text) if text.starts_with("signal: interrupt") => 2,
-                Some(text) if text.starts_with("signal: segmentation fault") => 11,
-                Some(text) if text.starts_with("signal: aborted") => 6,
-                _ => 0,
-            };
-            ExitCode::from(SIGNALLED + signal)
-        }
-    }
-}
-
-fn write_all(stream: &mut impl Write, bytes: &[u8]) -> Result<()> {
-    // A reader that has left, such as `head`, ends us too.
-    stream.write_all(bytes).and_then(|()| stream.flush()).map_err(|error| {
-        Error::new(codes::INTERNAL, format!("cannot write the command's output: {error}."))
-            .with_fix("")
-    })
-}
-
-async fn forward_input(input: CommandInput) {
-    let mut stdin = tokio::io::stdin();
-    let mut buffer = vec![0; INPUT_CHUNK];
-    loop {
-        match stdin.read(&mut buffer).await {
-            Ok(0) | Err(_) => break,
-            // The command has ended or closed its input: so is ours.
-            Ok(count) if input.write(buffer[..count].to_vec()).await.is_err() => return,
-            Ok(_) => {}
-        }
-    }
-    // It may have ended before its input did.
-    let _ = input.close().await;
-}
-
-/// Ctrl-C asks the command to end; the second one ends it.
-async fn forward_signals(input: CommandInput) {
-    let Ok(mut interrupts) = signal(SignalKind::interrupt()) else { return };
-    let mut force = false;
-    while interrupts.recv().await.is_some() {
-        if input.signal(force).await.is_err() {
-            return;
-        }
-        force = true;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -319,15 +289,5 @@ mod tests {
         assert_eq!(pair("A="), Ok(("A".to_owned(), String::new())));
         assert!(pair("=b").is_err());
         assert!(pair("A").is_err());
-    }
-
-    #[test]
-    fn exit_codes_are_a_shells() {
-        assert_eq!(exit_code(3, Some("exit status 3")), ExitCode::from(3));
-        assert_eq!(exit_code(-1, Some("signal: killed")), ExitCode::from(137));
-        assert_eq!(
-            exit_code(-1, Some("signal: segmentation fault (core dumped)")),
-            ExitCode::from(139)
-        );
     }
 }
