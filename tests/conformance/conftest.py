@@ -1,5 +1,34 @@
 """These suites use sandboxes by name as well: see `support.names`."""
 
-from support import names
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from e2b import Sandbox
+
+from support import lifecycle, names
+from support.counting import Counting
 
 pytest_configure = names.pytest_configure
+
+
+@pytest.fixture
+def create_pausing(stack: object) -> Iterator[Callable[..., Sandbox]]:
+    """`lifecycle.create_pausing`, for sandboxes that end with the test."""
+    made: list[Sandbox] = []
+
+    def make(**options: Any) -> Sandbox:
+        made.append(lifecycle.create_pausing(**options))
+        return made[-1]
+
+    yield make
+    for sandbox in made:
+        sandbox.kill()
+
+
+@pytest.fixture
+def counting(create: Callable[..., Sandbox]) -> Counting:
+    """A sandbox with a counter in it."""
+    return Counting(create(timeout=300))

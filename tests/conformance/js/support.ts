@@ -53,3 +53,59 @@ export function get(host: string, path = '/'): Promise<{ status: number; body: s
     request.on('error', reject)
   })
 }
+
+/** Ids of all sandboxes that match, over all pages. */
+export async function listed(query: NonNullable<Parameters<typeof Sandbox.list>[0]>['query']) {
+  const pages = Sandbox.list({ query })
+  const ids: string[] = []
+  while (pages.hasNext) ids.push(...(await pages.nextItems()).map((info) => info.sandboxId))
+  return ids
+}
+
+const COUNTER = `
+import http.server, os, threading, time
+count = 0
+def go_on():
+    global count
+    while True:
+        count += 1
+        time.sleep(0.01)
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = f"{os.getpid()} {count}".encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *args):
+        pass
+threading.Thread(target=go_on, daemon=True).start()
+http.server.ThreadingHTTPServer(("0.0.0.0", 8000), Handler).serve_forever()
+`
+
+/** Starts a process that counts in memory, and says on port 8000 how far it is. */
+export async function count(sandbox: Sandbox) {
+  await sandbox.files.write('/tmp/counter.py', COUNTER)
+  const command = 'exec python3 /tmp/counter.py'
+  const handle = await sandbox.commands.run(command, { background: true, timeoutMs: 0 })
+  handle.wait().catch(() => {})
+  const look = async () => {
+    const answer = await get(hostOf(sandbox, 8000))
+    if (answer.status !== 200) throw new Error(`${answer.status}: ${answer.body}`)
+    const [pid, count] = answer.body.split(' ').map(Number)
+    return { pid, count }
+  }
+  await until('the counter', () => look().catch(() => undefined))
+  let last = await look()
+  return {
+    /** Asserts that it is the same process, and that it counts on from where it was. */
+    async wentOn() {
+      const now = await look()
+      if (now.pid !== last.pid || now.count < last.count) {
+        throw new Error(`it was ${JSON.stringify(last)} and is ${JSON.stringify(now)}`)
+      }
+      last = now
+      await until('it to count on', async () => (await look()).count > now.count)
+    },
+  }
+}

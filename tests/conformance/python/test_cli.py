@@ -17,8 +17,9 @@ from support.stack import PORTS, Stack
 def atoll(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     """Runs `atoll` with no input, unless told otherwise."""
     options.setdefault("stdin", subprocess.DEVNULL if "input" not in options else None)
+    options.setdefault("timeout", 60)
     command = [str(paths.ATOLL), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, **options)
+    return subprocess.run(command, capture_output=True, text=True, **options)
 
 
 @pytest.fixture
@@ -118,9 +119,81 @@ def test_doctor_tries_what_it_reports(stack: Stack, tmp_path: Path) -> None:
 
 
 def test_bench_reports_figures(stack: Stack) -> None:
-    ran = atoll("bench", "--json", "--creates", "5")
+    ran = atoll("bench", "--json", "--creates", "5", "--file-mib", "64", timeout=240)
     assert ran.returncode == 0, ran.stderr
     rows = json.loads(ran.stdout)["rows"]
     names = {row["name"] for row in rows}
     assert {"create", "create to first command", "kill", "command round trip"} <= names
-    assert all(0 < row["min"] <= row["p50"] <= row["p99"] <= row["max"] for row in rows)
+    assert {"pause, idle", "resume, idle", "resume by a request, idle", "fork, idle"} <= names
+    assert all(0 <= row["min"] <= row["p50"] <= row["p99"] <= row["max"] for row in rows)
+    # What a fork costs on disk may be nothing.
+    assert all(row["min"] > 0 for row in rows if not row["name"].startswith("disk of"))
+
+
+def words(*arguments: str) -> str:
+    """What a command of `atoll sandbox` that succeeds prints."""
+    ran = atoll("sandbox", *arguments)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout.strip()
+
+
+def state(sandbox: str) -> str:
+    return json.loads(words("info", sandbox, "--json"))["state"]
+
+
+def test_pause_and_resume(sandbox: str) -> None:
+    words("exec", sandbox, "echo kept > /home/user/file")
+    assert sandbox in words("pause", sandbox)
+    assert state(sandbox) == "paused"
+    assert "paused" in words("info", sandbox)
+    again = atoll("sandbox", "pause", sandbox)
+    assert (again.returncode, "already paused" in again.stderr) == (1, True), again.stderr
+    assert sandbox in words("resume", sandbox)
+    assert state(sandbox) == "running"
+    words("pause", sandbox, "--files-only")
+    assert json.loads(words("info", sandbox, "--json"))["kept"] == "disk"
+    # To run something in it is to resume it.
+    assert words("exec", sandbox, "cat /home/user/file") == "kept"
+
+
+def test_what_becomes_of_it_can_be_said_at_create(stack: Stack) -> None:
+    sandbox = words("create", "--on-timeout", "pause", "--auto-resume")
+    try:
+        lifecycle = json.loads(words("info", sandbox, "--json"))["lifecycle"]
+        assert lifecycle == {"onTimeout": "pause", "autoResume": True}
+    finally:
+        words("kill", sandbox)
+
+
+def test_forks(sandbox: str) -> None:
+    words("exec", sandbox, "echo shared > /home/user/file")
+    words("pause", sandbox)
+    forks = words("fork", sandbox, "-n", "2").split()
+    try:
+        assert len({sandbox, *forks}) == 3
+        assert [words("exec", fork, "cat /home/user/file") for fork in forks] == ["shared"] * 2
+        assert state(sandbox) == "paused"
+    finally:
+        words("kill", *forks)
+
+
+def test_snapshots_rewind_and_lineage(sandbox: str) -> None:
+    words("exec", sandbox, "echo then > /home/user/file")
+    snapshot = words("snapshot", "create", sandbox)
+    assert snapshot.endswith(":default")
+    assert snapshot in words("snapshot", "list", "--sandbox", sandbox)
+    words("exec", sandbox, "echo now > /home/user/file")
+    made = words("create", snapshot)
+    try:
+        assert words("exec", made, "cat /home/user/file") == "then"
+        assert snapshot in words("lineage", made)
+    finally:
+        words("kill", made)
+    words("rewind", sandbox, snapshot)
+    assert words("exec", sandbox, "cat /home/user/file") == "then"
+    lineage = json.loads(words("lineage", sandbox, "--json"))
+    assert [entry["id"] for entry in lineage["snapshots"]] == [snapshot]
+    words("snapshot", "delete", snapshot)
+    gone = atoll("sandbox", "snapshot", "delete", snapshot)
+    assert gone.returncode == 1
+    assert snapshot.partition(":")[0] in gone.stderr

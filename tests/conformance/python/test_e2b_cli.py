@@ -153,3 +153,57 @@ def test_kill(e2b: Run, sandbox: Sandbox) -> None:
     assert not sandbox.is_running()
     again = e2b("kill", sandbox.sandbox_id)
     assert f"{sandbox.sandbox_id} wasn't found" in plain(again.stderr)
+
+
+def test_pause_and_resume(e2b: Run, sandbox: Sandbox) -> None:
+    marker = sandbox.commands.run("exec sleep 600", background=True, timeout=0).pid
+    paused = e2b("pause", sandbox.sandbox_id)
+    assert (paused.returncode, "has been paused" in plain(paused.stdout)) == (0, True), (
+        paused.stderr
+    )
+    assert "already paused" in plain(e2b("pause", sandbox.sandbox_id).stdout)
+    # A list has those that run, unless it is told otherwise.
+    assert sandbox.sandbox_id not in e2b("list", "--format", "json").stdout
+    assert sandbox.sandbox_id in e2b("list", "--format", "json", "--state", "paused").stdout
+    resumed = e2b("resume", sandbox.sandbox_id)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resumed" in plain(resumed.stdout)
+    assert marker in {process.pid for process in sandbox.commands.list()}
+    assert "wasn't found" in plain(e2b("pause", "i" + "0" * 20).stderr)
+
+
+def test_exec_wakes_a_paused_sandbox(e2b: Run, sandbox: Sandbox) -> None:
+    e2b("pause", sandbox.sandbox_id)
+    ran = e2b("exec", sandbox.sandbox_id, "--", "echo awake")
+    assert (ran.stdout, ran.returncode) == ("awake\n", 0), ran.stderr
+
+
+def test_a_detached_one_with_a_lifecycle(e2b: Run) -> None:
+    created = e2b(
+        *("create", "--detach", "--timeout", "300"),
+        *("--lifecycle.ontimeout", "pause", "--lifecycle.autoresume"),
+    )
+    assert created.returncode == 0, created.stderr
+    found = re.search(r"\bi[a-z0-9]{19,}\b", plain(created.stdout))
+    assert found, created.stdout
+    try:
+        info = json.loads(e2b("info", found[0], "--format", "json").stdout)
+        assert info["lifecycle"] == {"onTimeout": "pause", "autoResume": True}
+    finally:
+        assert e2b("kill", found[0]).returncode == 0
+
+
+def test_snapshots(e2b: Run, sandbox: Sandbox) -> None:
+    sandbox.files.write("note.txt", "kept")
+    name = f"e2b-cli-{sandbox.sandbox_id[1:13]}"
+    created = e2b("snapshot", "create", sandbox.sandbox_id, "--name", name)
+    assert created.returncode == 0, created.stderr
+    listed = e2b("snapshot", "list", sandbox.sandbox_id, "--format", "json")
+    [snapshot] = json.loads(listed.stdout)
+    assert snapshot["snapshotId"].endswith(f"/{name}:default")
+    assert snapshot["snapshotId"] in plain(created.stdout)
+    by_name = e2b("snapshot", "list", "--name", name, "--format", "json")
+    assert json.loads(by_name.stdout) == [snapshot]
+    deleted = e2b("snapshot", "delete", snapshot["snapshotId"])
+    assert deleted.returncode == 0, deleted.stderr
+    assert json.loads(e2b("snapshot", "list", sandbox.sandbox_id, "--format", "json").stdout) == []
