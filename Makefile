@@ -1,7 +1,7 @@
 # Building, running and testing Atoll. `make help` says what there is.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help up deps test lint test-unit test-system fuzz bench clean
+.PHONY: help up deps test lint test-unit test-system chaos fuzz bench clean
 
 # Sandboxes are made by root. Everything else runs as you.
 SUDO := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo)
@@ -30,6 +30,9 @@ test-unit: ## Tests of the crates
 
 test-system: ## Tests of a running stack: official SDKs, security, network, stress
 	@scripts/test.sh system
+
+chaos: ## Kill Atoll 200 times under load, twice: SEED=1 KILLS=50 for another run
+	@SEED=$(SEED) KILLS=$(KILLS) scripts/test.sh chaos
 
 fuzz: ## Fuzz what envd reads from the network; SECONDS=60 for each target
 	@SECONDS_EACH=$(or $(SECONDS),60) scripts/fuzz.sh $(ARGS)

@@ -10,7 +10,11 @@ as_root=()
 [ "$(id -u)" -eq 0 ] || as_root=(sudo)
 ports=(--api-port 23100 --front-port 23543 --proxy-port 23102 --proxy-health-port 23103 --rpc-port 25108 --node-proxy-port 25107)
 
-"${as_root[@]}" "$atoll" up --data-dir "$data" --ca-bundle host "${ports[@]}" >"$target/bench-stack.log" 2>&1 &
+# Without CRIU, pauses keep memory frozen, and that is what is measured.
+criu=()
+if tree=$(scripts/criu.sh); then criu=(--criu "$tree"); fi
+
+"${as_root[@]}" "$atoll" up "${criu[@]}" --data-dir "$data" --ca-bundle host "${ports[@]}" >"$target/bench-stack.log" 2>&1 &
 stack=$!
 trap 'kill -TERM "$stack" 2>/dev/null; wait "$stack" || true' EXIT
 # Its settings are there exactly while it is ready.
@@ -24,5 +28,5 @@ source "$data/env"
 export TMPDIR=$target PATH=$target/bench-tools/usr/sbin:$PATH:/usr/sbin:/sbin
 [ "$(id -u)" -eq 0 ] || as_root=(sudo --preserve-env=E2B_API_KEY,E2B_API_URL,E2B_SANDBOX_URL,TMPDIR)
 "${as_root[@]}" env "PATH=$PATH" "$atoll" bench --save "$target/bench.json" \
-    --node-proxy 127.0.0.1:25107 --node-token-file "$data/node-token" "$@"
+    --data-dir "$data" --node-proxy 127.0.0.1:25107 --node-token-file "$data/node-token" "$@"
 echo "written: $target/bench.json"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs suites and says at the end how each went: `test.sh [lint] [unit] [system]`.
+# Runs suites and says at the end how each went: `test.sh [lint] [unit] [system] [chaos]`.
 #
 # All of them run, whatever the others did; the status is 0 only if none failed. Everything is built
 # in the dev profile, once: the tests of the crates and the stack of the system tests share it.
@@ -75,6 +75,20 @@ suite() {
     closes "$name" '^=+ .*(passed|failed|error).* in .*=+$'
 }
 
+# find_criu: prints where CRIU is, if it can be had.
+find_criu() {
+    scripts/criu.sh || echo "no CRIU: checkpoints are not tested" >&2
+}
+
+# kill_often NAME CRIU OPTION...: kills Atoll again and again under load, with CRIU or without.
+kill_often() {
+    local name=$1 criu=$2 python=$PWD/$env/newest/bin/python
+    shift 2
+    step "$name" "${as_root[@]}" env -u ATOLL_CRIU -C tests ${criu:+"ATOLL_CRIU=$criu"} \
+        PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 "$python" -m chaos "$@"
+    closes "$name" '^chaos: '
+}
+
 system() {
     step deps-tests scripts/deps.sh --tests
     step test-env scripts/test-env.sh
@@ -89,6 +103,20 @@ system() {
     suite security newest security
     suite network newest network
     suite stress newest stress
+    # One seed: if it fails, a change is to blame. `chaos` takes another each time.
+    kill_often chaos-short "$(find_criu)" --kills 10 --seed 1
+}
+
+# The long form, with SEED and KILLS from the environment.
+chaos() {
+    step deps-tests scripts/deps.sh --tests
+    step test-env scripts/test-env.sh
+    build
+    local criu options=(--kills "${KILLS:-200}")
+    [ -z "${SEED:-}" ] || options+=(--seed "$SEED")
+    kill_often chaos-frozen "" "${options[@]}"
+    criu=$(find_criu)
+    [ -z "$criu" ] || kill_often chaos-checkpoints "$criu" "${options[@]}"
 }
 
 for part in "$@"; do
