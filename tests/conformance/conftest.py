@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +13,16 @@ from support import lifecycle, names
 from support.counting import Counting
 
 pytest_configure = names.pytest_configure
+
+
+@pytest.fixture(autouse=True)
+def collect_garbage_between_tests() -> Iterator[None]:
+    """A stream that a test has dropped is closed by the garbage collector. Where that strikes amid
+    another request of the thread, the SDKs' HTTP library waits for itself for ever."""
+    gc.disable()
+    yield
+    gc.enable()
+    gc.collect()
 
 
 @pytest.fixture

@@ -19,14 +19,17 @@ use std::{
 use atoll_core::{Error, Result, error::codes};
 use atoll_launcher::Job;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    process::{Child, ChildStdin, ChildStdout, Command},
-    sync::Notify,
+    io::AsyncWriteExt,
+    process::{Child, ChildStdin, Command},
+    sync::{Notify, oneshot},
     task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::cgroup::{Cgroup, Cgroups};
+use crate::{
+    cgroup::{Cgroup, Cgroups},
+    report::Report,
+};
 
 /// After a failure the next try waits: the cause will not be gone at once.
 const RETRY: Duration = Duration::from_secs(1);
@@ -37,27 +40,27 @@ pub(crate) struct Berth {
     pub(crate) cgroup: Cgroup,
     pub(crate) launcher: Child,
     /// Its end tells the launcher that it has all of its job, or none.
-    stdin: Option<ChildStdin>,
-    stdout: ChildStdout,
+    pub(crate) stdin: Option<ChildStdin>,
+    pub(crate) report: Report,
 }
 
 impl Berth {
     /// Has the launcher do its job, and waits for its report. The process need not have ended then.
-    pub(crate) async fn ask(&mut self, job: &Job) -> io::Result<String> {
-        let request = serde_json::to_vec(job)?;
+    pub(crate) async fn ask(&mut self, job: &Job) -> io::Result<&Report> {
+        // Its end tells the launcher that there is no more.
         if let Some(mut stdin) = self.stdin.take() {
-            // A launcher that has ended early has closed the pipe; its report says why.
-            let _ = stdin.write_all(&request).await;
+            give(&mut stdin, job).await?;
         }
-        let mut report = Vec::new();
-        self.stdout.read_to_end(&mut report).await?;
-        Ok(String::from_utf8_lossy(&report).into_owned())
+        self.report.all().await?;
+        Ok(&self.report)
     }
 
     /// Ends the launcher and removes the group.
     pub(crate) async fn discard(self) {
-        let Self { cgroup, mut launcher, stdin, stdout } = self;
-        drop((stdin, stdout));
+        let Self { cgroup, mut launcher, stdin, report } = self;
+        drop((stdin, report));
+        // It may not have joined yet. One that has ended needs no signal.
+        let _ = launcher.start_kill();
         cgroup.kill();
         if let Err(cause) = launcher.wait().await {
             tracing::warn!(%cause, "a launcher could not be waited for");
@@ -66,6 +69,15 @@ impl Berth {
             tracing::warn!(%cause, "a cgroup could not be removed");
         }
     }
+}
+
+/// Gives a launcher its job.
+pub(crate) async fn give(stdin: &mut ChildStdin, job: &Job) -> io::Result<()> {
+    let mut request = serde_json::to_vec(job)?;
+    request.push(b'\n');
+    // A launcher that has ended early has closed the pipe; its report says why.
+    let _ = stdin.write_all(&request).await;
+    Ok(())
 }
 
 #[derive(Debug)]
@@ -121,6 +133,21 @@ impl Berths {
         }
     }
 
+    /// As [`take`](Self::take), for calls that may be dropped: that leaves nothing.
+    ///
+    /// # Errors
+    /// As for [`take`](Self::take).
+    pub(crate) async fn take_whole(self: &Arc<Self>) -> Result<Berth> {
+        let (give, taken) = oneshot::channel();
+        let berths = self.clone();
+        tokio::spawn(async move {
+            if let Err(Ok(unwanted)) = give.send(berths.take().await) {
+                unwanted.discard().await;
+            }
+        });
+        taken.await.unwrap_or_else(|_| Err(failed("the pool has ended".to_owned())))
+    }
+
     /// Ends the pool.
     pub(crate) async fn close(&self) {
         self.shared.closed.cancel();
@@ -170,8 +197,8 @@ impl Shared {
         let cgroup =
             made.map_err(|error| failed(format!("the cgroup was not made: {error}")))??;
         match self.spawn(&cgroup) {
-            Ok((launcher, stdin, stdout)) => {
-                Ok(Berth { cgroup, launcher, stdin: Some(stdin), stdout })
+            Ok((launcher, stdin, report)) => {
+                Ok(Berth { cgroup, launcher, stdin: Some(stdin), report })
             }
             Err(error) => {
                 if let Err(cause) = cgroup.remove().await {
@@ -182,7 +209,7 @@ impl Shared {
         }
     }
 
-    fn spawn(&self, cgroup: &Cgroup) -> Result<(Child, ChildStdin, ChildStdout)> {
+    fn spawn(&self, cgroup: &Cgroup) -> Result<(Child, ChildStdin, Report)> {
         let mut launcher = Command::new(&self.launcher)
             .arg("run")
             .args(cgroup.join_files())
@@ -197,7 +224,7 @@ impl Shared {
             .spawn()
             .map_err(|error| failed(format!("the launcher cannot be run: {error}")))?;
         match (launcher.stdin.take(), launcher.stdout.take()) {
-            (Some(stdin), Some(stdout)) => Ok((launcher, stdin, stdout)),
+            (Some(stdin), Some(stdout)) => Ok((launcher, stdin, Report::new(stdout))),
             _ => Err(failed("the launcher has no pipes".to_owned())),
         }
     }

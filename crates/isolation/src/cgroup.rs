@@ -43,6 +43,10 @@ const PROCESS_RESERVE: u64 = 64;
 /// The file that lists a group's processes, and takes new ones.
 const PROCESSES: &str = "cgroup.procs";
 
+/// From vfork(2) to exec(2) a process takes less than one of these.
+const FORK_ATTEMPTS: u32 = 100;
+const FORK_PAUSE: Duration = Duration::from_millis(2);
+
 const REMOVE_ATTEMPTS: u32 = 100;
 const REMOVE_PAUSE: Duration = Duration::from_millis(10);
 
@@ -346,6 +350,24 @@ impl Cgroup {
     /// kernel says, for one when the group is gone.
     pub fn freeze(&self) -> io::Result<()> {
         self.freezer()?.freeze()
+    }
+
+    /// Brings a frozen group of v2 past all that is between vfork(2) and exec(2), where nothing but the
+    /// freezer can stop it, and freezes it again. Blocks as [`freeze`](Self::freeze) does.
+    ///
+    /// # Errors
+    /// As for [`freeze`](Self::freeze); `TimedOut` also when one stays there, and it is frozen then.
+    pub(crate) fn freeze_outside_forks(&self) -> io::Result<()> {
+        let freezer = self.freezer()?;
+        for _ in 0..FORK_ATTEMPTS {
+            if !freezer.is_in_fork(&[USER, ENVD]) {
+                return Ok(());
+            }
+            freezer.thaw()?;
+            std::thread::sleep(FORK_PAUSE);
+            freezer.freeze()?;
+        }
+        Err(io::ErrorKind::TimedOut.into())
     }
 
     /// Lets the processes go on. May block for a while, as any change of a group may.

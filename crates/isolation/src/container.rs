@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Driver, Dumped, Identity, Place, Running, Spec,
     berths::{Berth, Berths, failed},
+    boot_id,
     cgroup::{Cgroup, Cgroups},
     checkpoint::{self, Checkpoints, criu::Version, probe},
     dumped,
@@ -78,7 +79,7 @@ impl Container {
             )
         })?;
         let cgroups = Cgroups::open(&options.instance)?;
-        dumped::await_former(&options.staging).await;
+        dumped::await_former(&cgroups).await;
         clean(&cgroups, &options.keep).await;
         let berths = Berths::start(cgroups.clone(), options.launcher.clone(), options.ready)?;
         let seccomp = seccomp::program().iter().map(|byte| format!("{byte:02x}")).collect();
@@ -104,6 +105,16 @@ impl Container {
         Ok(version)
     }
 
+    pub(crate) async fn dump_with(
+        &self,
+        checkpoints: &Checkpoints,
+        running: &Running,
+        images: &Path,
+    ) -> Result<Dumped> {
+        let namespaces = self.namespaces(running)?;
+        dumped::dump(checkpoints, &self.berths, running, &namespaces.net, images).await
+    }
+
     pub(crate) async fn restore_from(
         &self,
         checkpoints: Checkpoints,
@@ -120,7 +131,7 @@ impl Container {
         &self.cgroups
     }
 
-    fn run_spec(&self, spec: &Spec<'_>, log: BorrowedFd<'_>) -> RunSpec {
+    fn run_spec(&self, spec: &Spec<'_>, boot_id: String, log: BorrowedFd<'_>) -> RunSpec {
         let text = |path: &Path| path.to_string_lossy().into_owned();
         let descriptor = |fd: i32| format!("/proc/{}/fd/{fd}", std::process::id());
         RunSpec {
@@ -132,6 +143,7 @@ impl Container {
             disk: text(&spec.disk),
             staging: text(&self.options.staging),
             hostname: HOSTNAME.to_owned(),
+            boot_id,
             exec: spec.exec.clone(),
             stdin: spec.stdin.clone(),
             listen: spec.listen,
@@ -144,9 +156,11 @@ impl Container {
     async fn launch(&self, spec: &Spec<'_>, mut berth: Berth) -> Result<Running> {
         let (log, log_end) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)
             .map_err(|error| failed(format!("the log's pipe cannot be made: {error}")))?;
-        let job = Job::Run(self.run_spec(spec, log_end.as_fd()));
+        let boot_id = boot_id::generate()
+            .map_err(|error| failed(format!("there is no randomness: {error}")))?;
+        let job = Job::Run(self.run_spec(spec, boot_id, log_end.as_fd()));
         let report = match tokio::time::timeout(PATIENCE, berth.ask(&job)).await {
-            Ok(Ok(report)) => report,
+            Ok(Ok(report)) => report.lines(),
             Ok(Err(error)) => {
                 return Err(failed(format!("the launcher's report is unreadable: {error}")));
             }
@@ -255,7 +269,7 @@ impl Driver for Container {
             Error::new(codes::INTERNAL, message)
         };
         let Some(cgroup) = self.cgroups.find(&identity.cgroup) else { return Ok(None) };
-        if let Some(running) = identity.find(cgroup.clone()).map_err(failed)? {
+        if let Some(running) = identity.find(cgroup.clone()).await.map_err(failed)? {
             return Ok(Some(running));
         }
         cgroup.kill();
@@ -277,8 +291,7 @@ impl Driver for Container {
     }
 
     async fn dump(&self, running: &Running, images: &Path) -> Result<Dumped> {
-        let namespaces = self.namespaces(running)?;
-        dumped::dump(&self.memory.checkpoints()?, running, &namespaces.net, images).await
+        self.dump_with(&self.memory.checkpoints()?, running, images).await
     }
 
     async fn restore(
@@ -288,7 +301,8 @@ impl Driver for Container {
         work: &Path,
         given_up: &CancellationToken,
     ) -> Result<Running> {
-        self.restore_from(self.memory.checkpoints()?, &spec, images, work, given_up).await
+        let checkpoints = self.memory.to_restore()?;
+        self.restore_from(checkpoints, &spec, images, work, given_up).await
     }
 
     async fn shutdown(&self) {

@@ -2,25 +2,30 @@
 //!
 //! While CRIU has the processes it stops them itself, and their group is not frozen. It lives on when
 //! this process dies, reads the end of its input, and lets them go, back into the frozen group. A
-//! driver that starts meanwhile [waits](await_former) for that before it looks at any group.
+//! driver that starts meanwhile [waits](await_former) for that before it looks at any sandbox's group.
 
 use std::{
     fs, io,
     os::fd::{AsFd, OwnedFd},
     os::unix::fs::MetadataExt,
     path::Path,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use atoll_core::{Error, Result, error::codes};
-use atoll_launcher::checkpoint::IMAGES;
 
 use crate::{
-    Running,
-    cgroup::Cgroup,
+    Limits, Running,
+    berths::Berths,
+    cgroup::{Cgroup, Cgroups},
     checkpoint::{Checkpoints, Held, connections, target::Target},
     process::FirstProcess,
 };
+
+/// What CRIU may have, and tar and gzip for it. Memory is for its own lists, and for what is not yet on
+/// the disk; with too little it would be killed, and with it the sandbox.
+const LIMITS: Limits = Limits { vcpu: 2, memory: 1 << 30, processes: 64 };
 
 /// Longest that a start waits for dumps of an earlier run: several times what the memory of a large
 /// sandbox takes to be written.
@@ -36,6 +41,12 @@ pub struct Dumped {
 }
 
 impl Dumped {
+    /// Whether it was stopped all the time until now: if not, what was copied of its disk is not what it
+    /// was when its memory was written. To be asked when the disk is copied.
+    pub fn still_holds(&self) -> bool {
+        self.held.still_holds()
+    }
+
     /// Gives it back, frozen as it was. One that was killed meanwhile is gone.
     ///
     /// # Errors
@@ -64,29 +75,46 @@ async fn freeze(cgroup: Cgroup) -> Result<()> {
 /// See [`crate::Driver::dump`].
 pub(crate) async fn dump(
     checkpoints: &Checkpoints,
+    berths: &Arc<Berths>,
     running: &Running,
     net_ns: &OwnedFd,
     images: &Path,
 ) -> Result<Dumped> {
     let gone = || Error::new(codes::SANDBOX_GONE, "the sandbox has ended.");
-    let freezer = running.cgroup.unified_freezer().ok_or_else(|| {
-        Error::new(codes::DRIVER_UNSUPPORTED, "checkpoints need control groups of version 2.")
-    })?;
-    let looked = running.process.look(|process| {
+    if running.cgroup.unified_freezer().is_none() {
+        let message = "checkpoints need control groups of version 2.";
+        return Err(Error::new(codes::DRIVER_UNSUPPORTED, message));
+    }
+    // CRIU would wait for them in vain.
+    let cgroup = running.cgroup.clone();
+    let outside = tokio::task::spawn_blocking(move || cgroup.freeze_outside_forks()).await;
+    let outside = outside.map_err(io::Error::other).and_then(|outside| outside);
+    outside.map_err(|error| failed(format!("a process is in the middle of vfork: {error}")))?;
+    let pid = running.process.pid();
+    let looked = running.process.look_long(move |process| {
         let first_uid = first_uid(process)?;
-        Ok((first_uid, Target::read(running.process.pid(), first_uid)?))
+        Ok((first_uid, Target::read(pid, first_uid)?))
     });
     let looked =
-        looked.map_err(|error| failed(format!("its processes are unreadable: {error}")))?;
+        looked.await.map_err(|error| failed(format!("its processes are unreadable: {error}")))?;
     let (first_uid, target) = looked.ok_or_else(gone)?;
     let closed = connections::close(net_ns.as_fd(), first_uid).await;
     closed.map_err(|error| failed(format!("its connections cannot be closed: {error}")))?;
-    match checkpoints.dump(&target, images, Some(freezer)).await {
-        Ok(held) => Ok(Dumped { held, cgroup: running.cgroup.clone() }),
+    let berth = berths.take_whole().await.map_err(|error| failed(error.message))?;
+    if let Err(error) = berth.cgroup.limit(LIMITS) {
+        berth.discard().await;
+        return Err(failed(format!("limits for that cannot be set: {error}")));
+    }
+    let cgroup = &running.cgroup;
+    match checkpoints.dump(target, cgroup, images, berth).await {
+        Ok(held) => Ok(Dumped { held, cgroup: cgroup.clone() }),
         Err(cause) => {
-            freeze(running.cgroup.clone()).await?;
-            let ended = running.process.has_ended().unwrap_or(false);
-            Err(if ended { gone() } else { failed(cause.to_string()) })
+            freeze(cgroup.clone()).await?;
+            if running.process.has_ended().unwrap_or(false) {
+                let message = format!("the sandbox has ended: {cause}.");
+                return Err(Error::new(codes::SANDBOX_GONE, message));
+            }
+            Err(failed(cause.to_string()))
         }
     }
 }
@@ -106,42 +134,32 @@ pub(crate) fn failed(cause: String) -> Error {
     Error::new(codes::CHECKPOINT_FAILED, message)
 }
 
-/// Waits until no dump of an earlier run of this driver, which mounted on `staging` too, is under way.
-pub(crate) async fn await_former(staging: &Path) {
+/// Waits until no launcher, and no dump, of an earlier run of this driver is left.
+pub(crate) async fn await_former(cgroups: &Cgroups) {
     let deadline = Instant::now() + FORMER;
     let mut told = false;
-    for dump in former(staging) {
-        while !dump.has_ended().unwrap_or(true) {
+    for former in former(cgroups) {
+        while !former.has_ended().unwrap_or(true) {
             if Instant::now() >= deadline {
-                tracing::error!(pid = dump.pid(), "a dump of an earlier run does not end");
+                tracing::error!(pid = former.pid(), "a dump of an earlier run does not end");
                 return;
             }
             if !std::mem::replace(&mut told, true) {
-                tracing::info!(pid = dump.pid(), "waiting for a dump of an earlier run to end");
+                tracing::info!(pid = former.pid(), "waiting for a dump of an earlier run to end");
             }
             tokio::time::sleep(PAUSE).await;
         }
     }
 }
 
-/// Dumps under way. No sandbox can pass for one: they are in the host's user namespace.
-fn former(staging: &Path) -> Vec<FirstProcess> {
+/// What is in a group and not in a sandbox: those have other user namespaces, which nobody leaves.
+fn former(cgroups: &Cgroups) -> Vec<FirstProcess> {
     let user_ns = |process: &Path| fs::metadata(process.join("ns/user")).map(|ns| ns.ino());
     let Ok(own) = user_ns(Path::new("/proc/self")) else { return Vec::new() };
-    let images = staging.join(IMAGES);
-    let (staging, images) = (staging.as_os_str(), images.as_os_str());
-    let is_dump = |process: &Path| {
-        let command = fs::read(process.join("cmdline"))?;
-        let mut arguments = command.split(|byte| *byte == 0);
-        let named =
-            arguments.any(|it| [staging, images].iter().any(|path| it == path.as_encoded_bytes()));
-        Ok(named && user_ns(process)? == own)
-    };
-    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let is_outside = |process: &Path| Ok(user_ns(process)? == own);
+    let processes = cgroups.existing().into_iter().flat_map(|(_, cgroup)| cgroup.processes());
     processes
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter(|pid| *pid != std::process::id())
         .filter_map(|pid| FirstProcess::find(pid).ok().flatten())
-        .filter(|process| process.look(is_dump).ok().flatten().unwrap_or(false))
+        .filter(|process| process.look(is_outside).ok().flatten().unwrap_or(false))
         .collect()
 }

@@ -31,6 +31,20 @@ impl Controller {
         self.set_frozen(false)
     }
 
+    /// Whether one of the threads in a part of a frozen group of v2 waits for a child of its own in
+    /// vfork(2): it shares that one's memory until there is another program in it. Such a thread counts
+    /// as frozen where it is, in the kernel, and is the only one to be uninterruptible.
+    pub(crate) fn is_in_fork(&self, parts: &[&str]) -> bool {
+        let waits = |thread: &str| {
+            let stat = fs::read_to_string(format!("/proc/{thread}/stat")).unwrap_or_default();
+            stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('D'))
+        };
+        parts.iter().any(|part| {
+            let threads = fs::read_to_string(self.part(part).directory.join("cgroup.threads"));
+            threads.unwrap_or_default().lines().any(waits)
+        })
+    }
+
     fn set_frozen(&self, frozen: bool) -> io::Result<()> {
         if self.unified {
             self.set("cgroup.freeze", u8::from(frozen))

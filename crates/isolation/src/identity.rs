@@ -19,10 +19,14 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{Running, cgroup::Cgroup, process::FirstProcess};
+use crate::{Running, boot_id, cgroup::Cgroup, process::FirstProcess};
 
 /// The file system that pipes without a name are in, as `statfs(2)` numbers it.
 const PIPEFS: u64 = 0x5049_5045;
+
+/// Descriptors of a first process that are looked at for its log's pipe: it is among the first, and a
+/// sandbox may have any number.
+pub(crate) const MOST_DESCRIPTORS: usize = 1024;
 
 /// What a journal keeps of a sandbox that runs, to find it again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,7 +55,7 @@ impl Identity {
     }
 
     /// The sandbox, if it runs and is in `cgroup`.
-    pub(crate) fn find(&self, cgroup: Cgroup) -> io::Result<Option<Running>> {
+    pub(crate) async fn find(&self, cgroup: Cgroup) -> io::Result<Option<Running>> {
         if self.boot != boot()? {
             return Ok(None);
         }
@@ -59,22 +63,22 @@ impl Identity {
         if process.started() != self.started || !cgroup.processes().contains(&self.pid) {
             return Ok(None);
         }
-        let Some(log) = process.look(|process| reopen(process, self.log))? else {
-            return Ok(None);
-        };
+        let inode = self.log;
+        let log = process.look_long(move |process| reopen(process, inode)).await?;
+        let Some(log) = log else { return Ok(None) };
         Ok(Some(Running { process, cgroup, log: Some(log), identity: self.clone() }))
     }
 }
 
 fn boot() -> io::Result<String> {
-    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+    Ok(fs::read_to_string(boot_id::PATH)?.trim().to_owned())
 }
 
 /// The end to read of the pipe with this inode, of which the process has the other end. A process
 /// that has let go of it has no more to say: the pipe is another one then, at its end.
 fn reopen(process: &Path, inode: u64) -> io::Result<OwnedFd> {
     let link = format!("pipe:[{inode}]");
-    for entry in fs::read_dir(process.join("fd"))? {
+    for entry in fs::read_dir(process.join("fd"))?.take(MOST_DESCRIPTORS) {
         let entry = entry?.path();
         // It may have been closed since it was listed.
         if fs::read_link(&entry).is_ok_and(|target| target == Path::new(&link))

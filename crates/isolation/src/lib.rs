@@ -10,6 +10,7 @@
 //! - [`Identity`]: what a sandbox is found again by, which outlives the daemon.
 
 mod berths;
+mod boot_id;
 pub mod cgroup;
 pub mod checkpoint;
 pub mod container;
@@ -19,6 +20,7 @@ mod hierarchies;
 mod identity;
 mod memory;
 pub mod process;
+mod report;
 mod restore;
 pub mod seccomp;
 

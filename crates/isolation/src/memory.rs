@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 use atoll_core::{Error, Result, error::codes, lifecycle::Kept};
 
-use crate::checkpoint::Checkpoints;
+use crate::checkpoint::{Checkpoints, criu::OLDEST};
 
 /// What came of the probe, if it passed.
 #[derive(Debug, Default)]
@@ -19,6 +19,16 @@ impl Memory {
 
     pub(crate) fn kept(&self) -> Kept {
         if self.0.get().is_some() { Kept::Checkpoint } else { Kept::Frozen }
+    }
+
+    /// For a sandbox whose memory is in a checkpoint already.
+    pub(crate) fn to_restore(&self) -> Result<Checkpoints> {
+        self.checkpoints().map_err(|error| {
+            let message = "the sandbox's memory was saved with CRIU, and no CRIU works here now: it cannot go on from it, and stays as it was saved.";
+            Error { message: message.to_owned(), ..error }.with_fix(format!(
+                "Run `atoll doctor`: it says whether CRIU is missing or why it does not work. Atoll needs CRIU {OLDEST} or newer, in PATH or in the directory that --criu or ATOLL_CRIU names; scripts/criu.sh gets one. Then start Atoll again, and resume the sandbox."
+            ))
+        })
     }
 
     pub(crate) fn checkpoints(&self) -> Result<Checkpoints> {

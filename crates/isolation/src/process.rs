@@ -88,6 +88,16 @@ impl FirstProcess {
         if self.has_ended()? { Ok(None) } else { seen.map(Some) }
     }
 
+    /// As [`look`](Self::look), for what may take long: on a thread that serves nobody else.
+    pub(crate) async fn look_long<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Path) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<Option<T>> {
+        let directory = directory(self.pid);
+        let seen = tokio::task::spawn_blocking(move || read(&directory)).await?;
+        if self.has_ended()? { Ok(None) } else { seen.map(Some) }
+    }
+
     /// Sends SIGKILL; a process that has ended is left alone.
     ///
     /// # Errors

@@ -29,6 +29,9 @@ use crate::{
 /// Several times what the memory of a large sandbox takes to be read; one that takes longer hangs.
 const PATIENCE: Duration = Duration::from_secs(300);
 
+const REAP_ATTEMPTS: u32 = 200;
+const REAP_PAUSE: Duration = Duration::from_millis(5);
+
 /// See [`crate::Driver::restore`].
 pub(crate) async fn restore(
     checkpoints: Checkpoints,
@@ -83,18 +86,14 @@ impl Job {
     /// On failure nothing is left.
     async fn run(&self, berths: &Berths, given_up: &CancellationToken) -> Result<Running> {
         let mut berth = berths.take().await?;
-        let cgroup = berth.cgroup.clone();
         let made = tokio::select! {
             made = self.make(&mut berth) => made,
             () = given_up.cancelled() => Err(failed("it was given up".to_owned())),
             () = tokio::time::sleep(PATIENCE) => Err(failed("it takes too long".to_owned())),
         };
         if made.is_err() {
-            cgroup.kill();
-            if let Err(cause) = berth.launcher.wait().await {
-                tracing::warn!(%cause, "a launcher could not be waited for");
-            }
-            self.undo(&cgroup).await;
+            berth.discard().await;
+            reap(self.first_uid).await;
         }
         made
     }
@@ -132,7 +131,7 @@ impl Job {
         if let Err(cause) = cgroup.remove().await {
             tracing::warn!(sandbox = %self.id, %cause, "a restore left a cgroup");
         }
-        reap(self.first_uid);
+        reap(self.first_uid).await;
     }
 }
 
@@ -143,25 +142,38 @@ fn is_init(process: &Path) -> io::Result<bool> {
     Ok(numbers.split_whitespace().count() > 1 && numbers.split_whitespace().last() == Some("1"))
 }
 
-/// Waits for those children of this process that CRIU has made and that have ended: they have ids of
-/// the slot, and nobody else knows them. To be called when the launcher has been waited for.
-fn reap(first_uid: u32) {
-    let own = std::process::id().to_string();
-    let children = fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|entry| {
+/// Waits until what CRIU has made, and what has been ended, is gone: it has ids of the slot, and nobody
+/// else waits for those that are children of this process. To be called when the launcher has been
+/// waited for.
+async fn reap(first_uid: u32) {
+    for _ in 0..REAP_ATTEMPTS {
+        let ending = ending(first_uid);
+        if ending.is_empty() {
+            return;
+        }
+        for pid in ending {
+            // One that is another's child is waited for there.
+            let _ = waitpid(Some(pid), WaitOptions::NOHANG);
+        }
+        tokio::time::sleep(REAP_PAUSE).await;
+    }
+}
+
+/// Processes that have ids of the slot and no memory any more. Others live on: they are not CRIU's.
+fn ending(first_uid: u32) -> Vec<Pid> {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let ending = processes.filter_map(|entry| {
         let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
         let status = fs::read_to_string(entry.path().join("status")).ok()?;
         let field = |name: &str| {
             let value = status.lines().find_map(|line| line.strip_prefix(name))?;
-            value.split_whitespace().next().map(str::to_owned)
+            value.split_whitespace().next()
         };
         let uid: u32 = field("Uid:")?.parse().ok()?;
         let slots = first_uid..first_uid.saturating_add(IDS_PER_SLOT);
-        (field("PPid:")? == own && slots.contains(&uid)).then_some(pid)
+        (field("VmSize:").is_none() && slots.contains(&uid)).then_some(pid)
     });
-    for pid in children.filter_map(Pid::from_raw) {
-        // One that lives on is not ours to wait for.
-        let _ = waitpid(Some(pid), WaitOptions::NOHANG);
-    }
+    ending.filter_map(Pid::from_raw).collect()
 }
 
 fn failed(cause: String) -> Error {

@@ -1,49 +1,61 @@
 //! What the launcher reads for a checkpoint: [`DumpSpec`], and [`RestoreSpec`] as a job. The caller
 //! gives CRIU's arguments; the launcher makes the place that CRIU runs in.
 //!
-//! `atoll-launcher dump STAGING` reads its specification from standard input; STAGING is an empty
-//! directory of the host to mount on. It becomes CRIU, so whoever comes after the caller finds a dump
-//! that is under way by its arguments: one of them is STAGING, or [`IMAGES`] below it.
+//! CRIU's root is the staging directory: nothing of the host is in it but the programs it needs.
+//!
+//! ```text
+//! /usr /bin /lib ...   of the tree, read-only
+//! /proc                the host's processes
+//! /images              the images, which only a dump writes
+//!
+//! of a dump            /sh, /dev/null and /dev/pts; /freezer, where the processes are frozen
+//! of a restore         /dev and /root, the sandbox's devices and root; /work for what CRIU writes;
+//!                      /cpus, the host's list of processors
+//! ```
 
 use serde::{Deserialize, Serialize};
 
-/// What the launcher writes, on a line of its own, once a dump is complete and holds the processes.
-pub const HELD: &str = "held";
+/// The variable of CRIU's environment that has a dump's [`DumpSpec::held`].
+pub const HELD: &str = "ATOLL_HELD";
 /// What it then waits for, on a line of its own, to let them go on. Anything else, and the end of its
 /// input, lets them go on too, but the dump has failed then.
 pub const GO: &str = "go";
 
-/// Where a dump's images directory is, below its staging directory.
+/// Name of the images below CRIU's root.
 pub const IMAGES: &str = "images";
-/// Where CRIU's action script is, below the staging directory: the launcher itself, which CRIU may
-/// not be allowed to reach under the name that it was run by.
-pub const HOOK: &str = "hook";
+/// Name of CRIU's action script below its root: the launcher itself, which is also the shell that CRIU
+/// runs it by, and tar its gzip.
+pub const HOOK: &str = "sh";
+/// Name of the frozen control group below CRIU's root.
+pub const FREEZER: &str = "freezer";
 /// Name of an empty directory among the devices: what hides directories of `/proc`.
 pub const EMPTY: &str = "empty";
+/// Name of a file among the devices: what the sandbox takes for its boot's id.
+pub const BOOT_ID: &str = "boot_id";
 
-/// A sandbox's processes to be dumped: one line of JSON, because standard input is read further.
+/// A sandbox's processes to be dumped. Standard input is then read further, for [`GO`].
 #[derive(Debug, Serialize, Deserialize)]
 pub struct DumpSpec {
     /// Path that opens the processes' user namespace.
     pub user_ns: String,
     /// Host id that is root in it, and owns it.
     pub first_uid: u32,
+    /// As in a `RunSpec`.
+    pub staging: String,
     /// An empty directory that gets the images, with ids from 0.
     pub images: String,
-    /// CRIU and its arguments, all paths as the host sees them.
+    /// As in a [`RestoreSpec`].
+    pub tree: String,
+    /// The directory of the processes' control group, if that is frozen.
+    pub freezer: Option<String>,
+    /// What the launcher writes, on a line of its own, once the dump is complete and holds the
+    /// processes: nothing that a sandbox could make CRIU write.
+    pub held: String,
+    /// CRIU and its arguments, all paths as CRIU sees them.
     pub exec: Vec<String>,
 }
 
-/// What a restoring CRIU sees. Its root is the staging directory: nothing of the host is in it but
-/// the programs it needs.
-///
-/// ```text
-/// /usr /bin /lib ...   of `tree`, read-only
-/// /proc                the host's processes
-/// /cpus                the host's list of processors
-/// /dev /root           the sandbox's devices, with the empty directory, and root
-/// /images /work        the images, read-only, and a directory for what CRIU writes
-/// ```
+/// A checkpoint to be restored.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct RestoreSpec {
     /// As in a `RunSpec`.
@@ -62,6 +74,8 @@ pub struct RestoreSpec {
     pub staging: String,
     /// As in a `RunSpec`.
     pub hostname: String,
+    /// As in a `RunSpec`: what it was at the dump.
+    pub boot_id: String,
     /// The images, with ids from 0; never written, so that many may restore from one.
     pub images: String,
     /// An empty directory for CRIU's own files, with ids from 0.

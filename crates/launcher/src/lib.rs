@@ -1,4 +1,4 @@
-//! What the launcher reads: one [`RunSpec`] as JSON on standard input.
+//! What the launcher reads: one [`Job`], a line of JSON on standard input.
 //!
 //! The node daemon has many threads, and a process with many threads cannot safely fork into new
 //! namespaces. So it runs this program, which has one thread and does two things:
@@ -13,8 +13,7 @@
 //! The first process is a child of the daemon (`CLONE_PARENT`), not of the launcher, which ends at
 //! once: the daemon can wait for it, and it outlives the daemon.
 //!
-//! With CRIU there are checkpoints: see [`checkpoint`] for `atoll-launcher dump STAGING`, and for the
-//! job of a restore.
+//! With CRIU there are checkpoints: see [`checkpoint`] for the jobs of a dump and of a restore.
 
 pub mod checkpoint;
 
@@ -23,12 +22,14 @@ use serde::{Deserialize, Serialize};
 /// Descriptor on which the first process finds its listening socket.
 pub const LISTENER_FD: i32 = 3;
 
-/// What a launcher that has joined its groups is to do: JSON on standard input, which then ends.
+/// What a launcher that has joined its groups is to do: a line of JSON on standard input.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Job {
     /// Start a sandbox.
     Run(RunSpec),
+    /// Write the processes of a sandbox.
+    Dump(checkpoint::DumpSpec),
     /// Make the processes of a checkpoint again.
     Restore(checkpoint::RestoreSpec),
 }
@@ -54,6 +55,9 @@ pub struct RunSpec {
     pub staging: String,
     /// Name the sandbox sees itself by.
     pub hostname: String,
+    /// What it reads of `/proc/sys/kernel/random/boot_id`, with the end of the line: a sandbox's
+    /// start is its boot.
+    pub boot_id: String,
     /// Program to become, as the sandbox sees it, and its arguments.
     pub exec: Vec<String>,
     /// What the program reads on standard input.

@@ -16,16 +16,13 @@ fn main() -> ExitCode {
     let _ = sys::set_name(c"atoll-launcher");
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let outcome = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["-c", "gzip"] => dump::compress(),
+        // CRIU runs its action script as it would have a shell run it.
+        _ if dump::is_hook() => dump::hook(),
         ["run", ..] => run::run(&arguments[1..]),
-        ["dump", staging] => dump::dump(staging),
         ["wait"] => wait(),
-        // CRIU runs its action script without arguments.
-        [] if dump::is_hook() => dump::hook(),
         ["slot", uid] => slot::hold(uid),
-        _ => Err(sys::Failure::new(
-            "usage",
-            "atoll-launcher run CGROUP... | dump STAGING | slot UID | wait",
-        )),
+        _ => Err(sys::Failure::new("usage", "atoll-launcher run CGROUP... | slot UID | wait")),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

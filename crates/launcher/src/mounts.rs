@@ -2,21 +2,32 @@
 //! launcher's own.
 //!
 //! ```text
-//! staging (tmpfs)     dev        the six devices, as nodes of this sandbox's own, and an empty
-//!                                directory
+//! staging (tmpfs)     dev        the six devices, as nodes of this sandbox's own, an empty directory
+//!                                and its boot's id; read-only
 //!                     l0 .. ln   the layers, id-mapped through the slot's user namespace, read-only
 //!                     disk       the writable directory, id-mapped likewise: upper/ and work/
 //!                     root       overlay of all of them
 //! ```
+//!
+//! The layers and the disk are let go as soon as the overlay has them: whatever follows a sandbox's
+//! paths here, as CRIU does, is not to find them.
 //!
 //! Files have ids from 0 on disk, so that layers are shared by all sandboxes; the id map gives each
 //! sandbox its own view of the owner. The overlay is mounted from the initial user namespace, with
 //! the file-system ids of the sandbox's root: that makes what overlayfs creates belong to id 0 on
 //! disk, and lets it use trusted attributes, without which renaming a template's directory fails.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::{
+    fs::{self, File},
+    io::Write,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::OpenOptionsExt,
+    },
+    path::Path,
+};
 
-use atoll_launcher::checkpoint::EMPTY;
+use atoll_launcher::checkpoint::{BOOT_ID, EMPTY};
 
 use crate::sys::{self, Result, Step};
 
@@ -34,26 +45,22 @@ pub(crate) const DEVICES: [(&str, u32, u32); 6] = [
     ("tty", 5, 0),
 ];
 
+/// Directories that programs and their libraries are in.
+const PROGRAMS: [&str; 6] = ["usr", "bin", "sbin", "lib", "lib32", "lib64"];
+
 /// What a root is made of; the fields are those of a `RunSpec`.
 pub(crate) struct Parts<'a> {
     pub(crate) first_uid: u32,
     pub(crate) layers: &'a [String],
     pub(crate) disk: &'a str,
     pub(crate) staging: &'a str,
+    pub(crate) boot_id: &'a str,
 }
 
 /// Mounts everything below `parts.staging` and makes it the working directory.
 pub(crate) fn build(parts: &Parts<'_>, user_ns: BorrowedFd<'_>) -> Result<()> {
     let here = stage(parts.staging)?;
-    sys::mkdir(here.as_fd(), "dev", 0o755).step("make the devices' directory")?;
-    let flags = libc::MS_NOSUID | libc::MS_NOEXEC;
-    sys::mount("devices", "dev", "tmpfs", flags, "mode=755,size=4k").step("mount the devices")?;
-    for (name, major, minor) in DEVICES {
-        sys::character_device(&format!("dev/{name}"), major, minor)
-            .step(&format!("make the device {name}"))?;
-    }
-    sys::mkdir(here.as_fd(), &format!("dev/{EMPTY}"), 0o555).step("make the empty directory")?;
-
+    devices(here.as_fd(), parts.boot_id)?;
     for (index, layer) in parts.layers.iter().enumerate() {
         let attributes = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NODEV;
         attach_mapped(here.as_fd(), layer, &format!("l{index}"), attributes, user_ns)?;
@@ -61,6 +68,26 @@ pub(crate) fn build(parts: &Parts<'_>, user_ns: BorrowedFd<'_>) -> Result<()> {
     attach_mapped(here.as_fd(), parts.disk, "disk", libc::MOUNT_ATTR_NODEV, user_ns)?;
     sys::mkdir(here.as_fd(), ROOT, 0o755).step("make the root's mount point")?;
     overlay(parts)
+}
+
+fn devices(here: BorrowedFd<'_>, boot_id: &str) -> Result<()> {
+    sys::mkdir(here, "dev", 0o755).step("make the devices' directory")?;
+    let flags = libc::MS_NOSUID | libc::MS_NOEXEC;
+    sys::mount("devices", "dev", "tmpfs", flags, "mode=755,size=4k").step("mount the devices")?;
+    for (name, major, minor) in DEVICES {
+        sys::character_device(&format!("dev/{name}"), major, minor)
+            .step(&format!("make the device {name}"))?;
+    }
+    sys::mkdir(here, &format!("dev/{EMPTY}"), 0o555).step("make the empty directory")?;
+    File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o444)
+        .open(format!("dev/{BOOT_ID}"))
+        .and_then(|mut file| file.write_all(boot_id.as_bytes()))
+        .step("write the boot's id")?;
+    let devices = sys::open_dir(Some(here), "dev").step("open the devices' directory")?;
+    sys::set_mount(devices.as_fd(), libc::MOUNT_ATTR_RDONLY, None).step("protect the devices")
 }
 
 /// A mount namespace of the launcher's own with an empty file system at `staging`, which becomes the
@@ -91,6 +118,39 @@ pub(crate) fn attach_mapped(
     sys::attach(tree.as_fd(), here, &name).step(&format!("attach {source}"))
 }
 
+/// Attaches what is at `source`, with all that is mounted below, at `name` below `here`.
+pub(crate) fn attach(
+    here: BorrowedFd<'_>,
+    source: &str,
+    name: &str,
+    attributes: u64,
+) -> Result<()> {
+    let tree = sys::open_tree(source, true).step(&format!("open {source}"))?;
+    sys::set_mount(tree.as_fd(), attributes, None).step(&format!("protect {source}"))?;
+    sys::mkdir(here, name, 0o755).step("make a mount point")?;
+    let name = sys::c(name).step("name a mount point")?;
+    sys::attach(tree.as_fd(), here, &name).step(&format!("attach {source}"))
+}
+
+/// Puts below `here` what programs of `tree` need: themselves, their libraries, and `/proc`.
+pub(crate) fn furnish(here: BorrowedFd<'_>, tree: &str) -> Result<()> {
+    let quiet = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
+    for name in PROGRAMS {
+        let source = format!("{tree}/{name}");
+        match fs::read_link(&source) {
+            // Where /usr has everything, the others are links into it.
+            Ok(target) => {
+                sys::symlink(&target.to_string_lossy(), here, name).step(&format!("link {name}"))?
+            }
+            Err(_) if Path::new(&source).is_dir() => {
+                attach(here, &source, name, quiet | libc::MOUNT_ATTR_RDONLY)?;
+            }
+            Err(_) => {}
+        }
+    }
+    attach(here, "/proc", "proc", quiet | libc::MOUNT_ATTR_NOEXEC)
+}
+
 fn overlay(parts: &Parts<'_>) -> Result<()> {
     let highest_first: Vec<String> =
         (0..parts.layers.len()).rev().map(|index| format!("l{index}")).collect();
@@ -106,5 +166,10 @@ fn overlay(parts: &Parts<'_>) -> Result<()> {
     sys::set_capabilities(sets).step("keep capabilities")?;
     let mounted = sys::mount("overlay", ROOT, "overlay", libc::MS_NODEV, &options);
     sys::set_filesystem_ids(0);
-    mounted.step("mount the overlay")
+    mounted.step("mount the overlay")?;
+    highest_first
+        .iter()
+        .map(String::as_str)
+        .chain(["disk"])
+        .try_for_each(|part| sys::detach(part).step(&format!("let go of {part}")))
 }

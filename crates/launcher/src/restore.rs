@@ -12,7 +12,7 @@ use std::{
     os::unix::fs::PermissionsExt,
 };
 
-use atoll_launcher::checkpoint::{LOG_FD, NET_NS_FD, RestoreSpec};
+use atoll_launcher::checkpoint::{IMAGES, LOG_FD, NET_NS_FD, RestoreSpec};
 
 use crate::{
     mounts,
@@ -20,8 +20,6 @@ use crate::{
     sys::{self, Failure, Result, Step},
 };
 
-/// Directories that programs and their libraries are in.
-const PROGRAMS: [&str; 6] = ["usr", "bin", "sbin", "lib", "lib32", "lib64"];
 const PROCESSORS: &str = "/sys/devices/system/cpu";
 /// The first number of those that [`sys::place`] does not use.
 const ABOVE: i32 = 64;
@@ -45,6 +43,7 @@ pub(crate) fn restore(spec: &RestoreSpec) -> Result<()> {
         layers: &spec.layers,
         disk: &spec.disk,
         staging: &spec.staging,
+        boot_id: &spec.boot_id,
     };
     mounts::build(&parts, user_ns.as_fd())?;
     furnish(spec, user_ns.as_fd())?;
@@ -63,38 +62,15 @@ fn furnish(spec: &RestoreSpec, user_ns: BorrowedFd<'_>) -> Result<()> {
     let here = sys::open_dir(None, ".").step("open the staging directory")?;
     let quiet = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
     let sealed = quiet | libc::MOUNT_ATTR_RDONLY;
-    mounts::attach_mapped(here.as_fd(), &spec.images, "images", sealed, user_ns)?;
+    mounts::attach_mapped(here.as_fd(), &spec.images, IMAGES, sealed, user_ns)?;
     mounts::attach_mapped(here.as_fd(), &spec.work, "work", quiet, user_ns)?;
-    for name in PROGRAMS {
-        let source = format!("{}/{name}", spec.tree);
-        match std::fs::read_link(&source) {
-            // Where /usr has everything, the others are links into it.
-            Ok(target) => sys::symlink(&target.to_string_lossy(), here.as_fd(), name)
-                .step(&format!("link {name}"))?,
-            Err(_) if std::path::Path::new(&source).is_dir() => attach(
-                here.as_fd(),
-                &source,
-                name,
-                libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_RDONLY,
-            )?,
-            Err(_) => {}
-        }
-    }
-    attach(here.as_fd(), PROCESSORS, "cpus", sealed)?;
-    attach(here.as_fd(), "/proc", "proc", quiet)?;
+    mounts::furnish(here.as_fd(), &spec.tree)?;
+    mounts::attach(here.as_fd(), PROCESSORS, "cpus", sealed)?;
     // CRIU opens its working directory, and mounts on the next two.
     std::fs::set_permissions(".", PermissionsExt::from_mode(0o755)).step("open the root")?;
     sys::mkdir(here.as_fd(), "run", 0o755).step("make /run")?;
     sys::mkdir(here.as_fd(), "tmp", 0o700).step("make /tmp")?;
     std::os::unix::fs::chown("tmp", Some(spec.first_uid), Some(spec.first_uid)).step("give /tmp")
-}
-
-fn attach(here: BorrowedFd<'_>, source: &str, name: &str, attributes: u64) -> Result<()> {
-    let tree = sys::open_tree(source, true).step(&format!("open {source}"))?;
-    sys::set_mount(tree.as_fd(), attributes, None).step(&format!("protect {source}"))?;
-    sys::mkdir(here, name, 0o755).step("make a mount point")?;
-    let name = sys::c(name).step("name a mount point")?;
-    sys::attach(tree.as_fd(), here, &name).step(&format!("attach {source}"))
 }
 
 /// Errors of CRIU go where the launcher's reports go.

@@ -11,7 +11,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
 };
 
-use atoll_launcher::checkpoint::EMPTY;
+use atoll_launcher::checkpoint::{BOOT_ID, EMPTY};
 
 use crate::{
     mounts,
@@ -52,6 +52,8 @@ const HIDDEN: [&str; 26] = [
 const READ_ONLY: [&str; 2] = ["/proc/sys", "/proc/sysrq-trigger"];
 
 const PROCESSORS: &str = "/sys/devices/system/cpu";
+/// The host's, until there is the sandbox's.
+const BOOT_ID_AT: &str = "/proc/sys/kernel/random/boot_id";
 
 struct Detached {
     proc: OwnedFd,
@@ -65,6 +67,7 @@ struct Detached {
     /// What directories are hidden by. One for all, not a file system each: a checkpoint would have to
     /// pack every one of them.
     empty: OwnedFd,
+    boot_id: OwnedFd,
 }
 
 /// Makes the overlay the root of this process, with /proc, /dev and /sys in it.
@@ -98,8 +101,7 @@ fn take(shm_bytes: u64) -> Result<Detached> {
         })
         .collect::<Result<_>>()?;
     let empty = sys::open_tree(&format!("dev/{EMPTY}"), false).step("take the empty directory")?;
-    sys::set_mount(empty.as_fd(), silent | libc::MOUNT_ATTR_RDONLY, None)
-        .step("protect the empty directory")?;
+    let boot_id = sys::open_tree(&format!("dev/{BOOT_ID}"), false).step("take the boot's id")?;
     Ok(Detached {
         proc: new("proc", &[], silent)?,
         // Not nodev: this is where the six devices are attached.
@@ -115,6 +117,7 @@ fn take(shm_bytes: u64) -> Result<Detached> {
         processors,
         devices,
         empty,
+        boot_id,
     })
 }
 
@@ -135,7 +138,9 @@ fn attach(detached: Detached) -> Result<()> {
         | libc::MOUNT_ATTR_NOEXEC;
     sys::set_mount(detached.sys.as_fd(), sealed, None).step("seal /sys")?;
     hide(&detached.empty)?;
-    protect()
+    protect()?;
+    // Last, since what is read-only by now is another mount.
+    attach_at(&detached.boot_id, BOOT_ID_AT).step("attach the boot's id")
 }
 
 /// Attaches `mount` at a directory of the sandbox's root, which must not be a symbolic link.
@@ -182,7 +187,6 @@ fn hide(empty: &OwnedFd) -> Result<()> {
         };
         let hidden = match first {
             _ if !metadata.is_dir() => sys::mount("/dev/null", path, "", libc::MS_BIND, ""),
-            // As read-only as the one it is a copy of.
             Some(first) => sys::mount(first, path, "", libc::MS_BIND, ""),
             None => {
                 first = Some(path);

@@ -1,4 +1,5 @@
-//! `run`: from a [`RunSpec`] to a running first process; or a restore (`restore.rs`).
+//! `run`: from a [`RunSpec`] to a running first process; or a dump (`dump.rs`) or a restore
+//! (`restore.rs`).
 //!
 //! ```text
 //! host's root      join cgroups, mount the root file system      mounts.rs
@@ -9,7 +10,7 @@
 
 use std::{
     fs::File,
-    io::{self, Read, Write},
+    io::{self, BufRead, Write},
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::fs::OpenOptionsExt,
@@ -18,10 +19,9 @@ use std::{
 };
 
 use atoll_launcher::{Job, LISTENER_FD, RunSpec};
-use serde::de::DeserializeOwned;
 
 use crate::{
-    capabilities, mounts, restore, root,
+    capabilities, dump, mounts, restore, root,
     sys::{self, Failure, Result, Side, Step},
 };
 
@@ -33,6 +33,7 @@ pub(crate) fn run(cgroups: &[String]) -> Result<()> {
     match read_job()? {
         None => Ok(()),
         Some(Job::Run(spec)) => start(&spec),
+        Some(Job::Dump(spec)) => dump::dump(&spec),
         Some(Job::Restore(spec)) => restore::restore(&spec),
     }
 }
@@ -52,6 +53,7 @@ fn start(spec: &RunSpec) -> Result<()> {
         layers: &spec.layers,
         disk: &spec.disk,
         staging: &spec.staging,
+        boot_id: &spec.boot_id,
     };
     mounts::build(&parts, user_ns.as_fd())?;
 
@@ -147,15 +149,12 @@ pub(crate) fn lower_protection() -> io::Result<()> {
 /// What to do; none when the daemon has no use for this launcher and closes its input.
 fn read_job() -> Result<Option<Job>> {
     let mut text = String::new();
-    io::stdin().lock().read_to_string(&mut text).step("read the specification")?;
+    io::stdin().lock().read_line(&mut text).step("read the specification")?;
     if text.is_empty() {
         return Ok(None);
     }
-    parse(&text).map(Some)
-}
-
-pub(crate) fn parse<T: DeserializeOwned>(text: &str) -> Result<T> {
-    serde_json::from_str(text).map_err(|error| Failure::new("parse the specification", error))
+    let job = serde_json::from_str(&text);
+    job.map(Some).map_err(|error| Failure::new("parse the specification", error))
 }
 
 fn decode_hex(text: &str) -> Result<Vec<u8>> {

@@ -193,7 +193,7 @@ pub(crate) fn new_filesystem(
     })
 }
 
-/// Sets attributes of a detached mount; with `user_ns`, maps its ids through that namespace.
+/// Sets attributes of a mount and of those below; with `user_ns`, maps ids through that namespace.
 pub(crate) fn set_mount(
     mount: BorrowedFd<'_>,
     attributes: u64,
@@ -212,7 +212,7 @@ pub(crate) fn set_mount(
             libc::SYS_mount_setattr,
             mount.as_raw_fd(),
             c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
+            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
             &raw const request,
             size_of::<libc::mount_attr>(),
         )
@@ -241,6 +241,14 @@ pub(crate) fn attach(mount: BorrowedFd<'_>, base: BorrowedFd<'_>, path: &CStr) -
         )
     })
     .map(drop)
+}
+
+/// Lets go of what is mounted at `path`; what was made of it keeps it.
+pub(crate) fn detach(path: &str) -> io::Result<()> {
+    let path = c(path)?;
+    // SAFETY: `path` is a C string that outlives the call.
+    check(unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH | libc::UMOUNT_NOFOLLOW) }.into())
+        .map(drop)
 }
 
 /// Makes the current directory the root and detaches everything else.
@@ -483,10 +491,13 @@ pub(crate) fn reset_signals() {
     }
 }
 
-/// Makes writing to a pipe that nobody reads an error, for this program and the next.
-pub(crate) fn ignore_broken_pipes() {
-    // SAFETY: SIG_IGN needs no handler.
-    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+/// Makes writing to a pipe that nobody reads, or past the largest size of a file, an error, for this
+/// program and the next.
+pub(crate) fn survive_writing() {
+    for signal in [libc::SIGPIPE, libc::SIGXFSZ] {
+        // SAFETY: SIG_IGN needs no handler.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
 }
 
 /// Puts this process before all others of its control group. Best effort.

@@ -76,6 +76,7 @@ async fn try_copy(
             let run = owner::run(sandbox)?;
             let kept = dump(inner, sandbox, &run, &snapshot.build).await?;
             let sealed = inner.storage.seal(&*run.disk()?, &snapshot.build).await;
+            let sealed = sealed.and_then(|_| run.still_held());
             run.let_go().await?;
             sealed?;
             (kept, (kept == Kept::Checkpoint).then(|| run.entry().memory.clone()))

@@ -53,7 +53,7 @@ pub(crate) async fn own(node: Handle, sandbox: Arc<Sandbox>) {
             }
             Err(error) => {
                 tracing::warn!(sandbox = %sandbox.id(), step = step.name(), %error, "a step failed");
-                sandbox.report_failure(step, &error);
+                sandbox.report_failure(&error);
                 sandbox.failed(&error, look(inner, &sandbox).await);
                 failures += 1;
                 if failures > 1 {
@@ -153,8 +153,9 @@ async fn perform(node: &Handle, sandbox: &Arc<Sandbox>, step: Step) -> Result<()
             Ok(())
         }
         Step::Seal => {
-            let disk = run(sandbox)?.disk()?;
-            inner.storage.seal(&disk, sandbox.id().as_str()).await.map(drop)
+            let run = run(sandbox)?;
+            inner.storage.seal(&*run.disk()?, sandbox.id().as_str()).await?;
+            run.still_held()
         }
         Step::Copy => copies::copy(inner, sandbox).await,
         Step::Fetch => copies::fetch(inner, sandbox).await,

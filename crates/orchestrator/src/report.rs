@@ -3,7 +3,7 @@
 use atoll_core::{
     Error,
     error::codes,
-    lifecycle::{Kept, State, Step},
+    lifecycle::{Kept, State},
 };
 use atoll_wire::{log::LogLevel, node::EndReason};
 
@@ -89,11 +89,9 @@ impl Sandbox {
     }
 
     /// Says that a step has failed, where that changes what its users asked for.
-    pub(crate) fn report_failure(&self, step: Step, error: &Error) {
+    pub(crate) fn report_failure(&self, error: &Error) {
         let (event, message) = match self.state() {
-            State::Pausing(Kept::Checkpoint)
-                if step == Step::Dump && error.code == codes::CHECKPOINT_FAILED =>
-            {
+            State::Pausing(Kept::Checkpoint) if error.code == codes::CHECKPOINT_FAILED => {
                 return self.report_no_checkpoint(error, "its processes are frozen instead");
             }
             State::Pausing(_) => ("sandbox_pause", "The sandbox could not be paused, and runs on"),

@@ -185,18 +185,31 @@ impl Run {
         Ok(())
     }
 
+    /// Sees to it that what was dumped has been stopped all the time since: to be asked once its disk is
+    /// copied.
+    ///
+    /// # Errors
+    /// `CHECKPOINT_FAILED` when it was let go: the copy may be of a later moment than its memory.
+    pub(crate) fn still_held(&self) -> Result<()> {
+        if lock(&self.dumped).as_ref().is_none_or(Dumped::still_holds) {
+            return Ok(());
+        }
+        let message =
+            "the sandbox's memory could not be saved: CRIU ended before the disk was copied.";
+        Err(Error::new(codes::CHECKPOINT_FAILED, message))
+    }
+
     /// Lets go of what was dumped, if it was: it is frozen as before.
     ///
     /// # Errors
     /// `CHECKPOINT_FAILED` when it may run.
     pub(crate) async fn let_go(&self) -> Result<()> {
         let dumped = lock(&self.dumped).take();
-        let Some(dumped) = dumped else { return Ok(()) };
-        let released = dumped.release().await;
-        if released.is_err() {
-            self.frozen.store(false, Ordering::SeqCst);
+        // Whatever comes of it, it counts as frozen: so it is thawed, and can be reached again.
+        match dumped {
+            Some(dumped) => dumped.release().await,
+            None => Ok(()),
         }
-        released
     }
 
     /// Lets them go on.

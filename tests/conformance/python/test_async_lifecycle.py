@@ -24,7 +24,9 @@ async def sandbox(stack: object) -> AsyncIterator[AsyncSandbox]:
 async def count_up(sandbox: AsyncSandbox) -> int:
     """Starts a process that counts in memory, and gives its id."""
     command = "i=0; while :; do i=$((i+1)); echo $i > /tmp/count; sleep 0.01; done"
-    return (await sandbox.commands.run(command, background=True, timeout=0)).pid
+    pid = (await sandbox.commands.run(command, background=True, timeout=0)).pid
+    await async_wait_for("it to count", lambda: sandbox.files.exists("/tmp/count"))
+    return pid
 
 
 async def assert_counts_on(sandbox: AsyncSandbox, pid: int) -> None:

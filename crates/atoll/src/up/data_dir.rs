@@ -2,9 +2,11 @@
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
-    io::{self, Read, Write},
+    io::{self, Read, Seek, Write},
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use atoll_core::{Error, InstanceId, Result, error::codes};
@@ -36,12 +38,9 @@ impl DataDir {
             .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
             .open(&lock_path)
             .map_err(|e| unusable(&lock_path, &e))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(in_use(&path, &mut lock)),
-            Err(TryLockError::Error(error)) => return Err(unusable(&lock_path, &error)),
-        }
+        take_lock(&mut lock, &path)?;
         lock.set_len(0)
+            .and_then(|()| lock.rewind())
             .and_then(|()| write!(lock, "{}", std::process::id()))
             .map_err(|e| unusable(&lock_path, &e))?;
         let instance = load_instance(&path)?;
@@ -150,10 +149,37 @@ fn load_instance(directory: &Path) -> Result<InstanceId> {
     }
 }
 
-fn in_use(path: &Path, lock: &mut File) -> Error {
-    let mut holder = String::new();
-    let known = lock.read_to_string(&mut holder).is_ok() && !holder.trim().is_empty();
-    let who = if known { format!(" (pid {})", holder.trim()) } else { String::new() };
+/// A process that an Atoll was forking when it was killed has its lock until it executes: this long
+/// is waited for that.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
+
+fn take_lock(lock: &mut File, path: &Path) -> Result<()> {
+    let started = Instant::now();
+    loop {
+        match lock.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::Error(error)) => return Err(unusable(&path.join("lock"), &error)),
+            Err(TryLockError::WouldBlock) => {}
+        }
+        let holder = holder(lock);
+        let is_gone = holder.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists());
+        if !is_gone || started.elapsed() > LOCK_PATIENCE {
+            return Err(in_use(path, holder));
+        }
+        thread::sleep(LOCK_PAUSE);
+    }
+}
+
+/// The process that wrote itself into the lock.
+fn holder(lock: &mut File) -> Option<u32> {
+    let mut text = String::new();
+    lock.rewind().and_then(|()| lock.read_to_string(&mut text)).ok()?;
+    text.trim().parse().ok()
+}
+
+fn in_use(path: &Path, holder: Option<u32>) -> Error {
+    let who = holder.map(|pid| format!(" (pid {pid})")).unwrap_or_default();
     Error::new(
         codes::DATA_DIR_IN_USE,
         format!("another Atoll{who} runs on the data directory {}.", path.display()),

@@ -6,7 +6,7 @@ use std::{
     process::Stdio,
 };
 
-use atoll_launcher::checkpoint::{EMPTY, HOOK, IMAGES, LOG_FD, NET_NS_FD};
+use atoll_launcher::checkpoint::{BOOT_ID, EMPTY, FREEZER, HOOK, IMAGES, LOG_FD, NET_NS_FD};
 use tokio::process::Command;
 
 use super::{Error, target::Target};
@@ -30,11 +30,11 @@ const LINKERS: [(&str, &str); 2] = [
 const SLOT: &str = "slot";
 /// As `SLOT`, for the list of processors.
 const PROCESSORS: &str = "cpus";
-/// The nodes of the launcher's devices, and its empty directory.
-const DEVICES: [&str; 7] = ["null", "zero", "full", "random", "urandom", "tty", EMPTY];
+/// What there is in the launcher's file system of devices.
+const DEVICES: [&str; 8] = ["null", "zero", "full", "random", "urandom", "tty", EMPTY, BOOT_ID];
 
 /// The largest file without a name, but open, that is kept in the images: bytes.
-const LARGEST_NAMELESS: u64 = 1 << 30;
+const LARGEST_NAMELESS: u64 = 128 << 20;
 
 /// A release's number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -113,22 +113,21 @@ impl Criu {
         }
     }
 
-    /// The command that dumps `target`, in the place that the launcher makes of `staging`.
-    pub(crate) fn dump(
-        &self,
-        target: &Target,
-        staging: &Path,
-        freezer: Option<&Path>,
-    ) -> Vec<String> {
-        let text = |path: &Path| path.to_string_lossy().into_owned();
-        let mut command = Arguments(self.on_host());
+    /// How to run it where the launcher has put the tree at the root.
+    fn inside(&self) -> Arguments {
+        Arguments(vec![Path::new("/").join(&self.program).to_string_lossy().into_owned()])
+    }
+
+    /// The command that dumps `target`, which may be frozen, where the launcher's `DumpSpec` says.
+    pub(crate) fn dump(&self, target: &Target, frozen: bool) -> Vec<String> {
+        let mut command = self.inside();
         command.all(&["dump", "--leave-running"]);
         command.pair("--tree", target.pid);
-        command.pair("--images-dir", text(&staging.join(IMAGES)));
+        command.pair("--images-dir", format!("/{IMAGES}"));
         // Its statistics come last, when the images are sealed: they go beside them.
-        command.pair("--work-dir", text(staging));
+        command.pair("--work-dir", "/");
         // While they are stopped: see the launcher's hook.
-        command.pair("--action-script", text(&staging.join(HOOK)));
+        command.pair("--action-script", format!("/{HOOK}"));
         command.common();
         // Connections that nobody has accepted yet would fail it; their other ends try again.
         command.all(&["--skip-in-flight"]);
@@ -149,8 +148,8 @@ impl Criu {
         for directory in &target.directories {
             command.pair("--irmap-scan-path", directory);
         }
-        if let Some(group) = freezer {
-            command.pair("--freeze-cgroup", text(group));
+        if frozen {
+            command.pair("--freeze-cgroup", format!("/{FREEZER}"));
         }
         command.0
     }
@@ -158,11 +157,10 @@ impl Criu {
     /// The command that restores where the launcher's `RestoreSpec` says, with `old_log` the pipe
     /// that was the log at the dump.
     pub(crate) fn restore(&self, old_log: Option<&str>) -> Vec<String> {
-        let inside = Path::new("/").join(&self.program).to_string_lossy().into_owned();
-        let mut command = Arguments(vec![inside]);
+        let mut command = self.inside();
         // As a sibling of CRIU, and so a child of the daemon.
         command.all(&["restore", "--restore-detached", "--restore-sibling"]);
-        command.pair("--images-dir", "/images");
+        command.pair("--images-dir", format!("/{IMAGES}"));
         command.pair("--work-dir", "/work");
         command.pair("--pidfile", format!("/work/{PID_FILE}"));
         command.pair("--root", "/root");
@@ -260,8 +258,9 @@ mod tests {
             processors: Some("/sys/devices/system/cpu".to_owned()),
             log: Some("pipe:[7]".to_owned()),
             directories: vec!["/home".to_owned()],
+            boot_id: String::new(),
         };
-        let dump = criu.dump(&target, Path::new("/s"), None);
+        let dump = criu.dump(&target, false);
         let restore = criu.restore(Some("pipe:[7]"));
         let has = |command: &[String], pair: [&str; 2]| command.windows(2).any(|two| two == pair);
         for pair in [

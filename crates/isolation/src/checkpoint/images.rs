@@ -15,8 +15,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::boot_id;
+
 /// Where the log's old name is kept, beside the images.
 const LOG_FILE: &str = "atoll-log";
+/// As `LOG_FILE`, for what the sandbox takes for its boot's id.
+const BOOT_ID_FILE: &str = "atoll-boot-id";
 
 const INVENTORY: &str = "inventory.img";
 /// Magic numbers, as CRIU's sources name them; in files, least significant byte first.
@@ -48,11 +52,12 @@ pub enum Error {
 /// What is wrong with some bytes.
 type Parsed<T> = Result<T, &'static str>;
 
-/// Prepares what a dump wrote to `directory`. `log` is what /proc calls the log's pipe.
+/// Prepares what a dump wrote to `directory`. `log` is what /proc calls the log's pipe. As long as
+/// there are many processes.
 ///
 /// # Errors
 /// [`Error`]; the images are then of no use.
-pub(crate) fn prepare(directory: &Path, log: Option<&str>) -> Result<(), Error> {
+pub(crate) fn prepare(directory: &Path, log: Option<&str>, boot_id: &str) -> Result<(), Error> {
     let path = directory.join(INVENTORY);
     let damaged = |path: &Path, why| Error::Damaged(path.to_path_buf(), why);
     let inventory = read(&path)?;
@@ -79,6 +84,7 @@ pub(crate) fn prepare(directory: &Path, log: Option<&str>) -> Result<(), Error> 
     if processes == 0 {
         return Err(damaged(directory, "no processes"));
     }
+    replace(&directory.join(BOOT_ID_FILE), boot_id.as_bytes())?;
     replace(&directory.join(LOG_FILE), log.unwrap_or_default().as_bytes())
 }
 
@@ -93,14 +99,27 @@ pub(crate) fn log(directory: &Path) -> Result<Option<String>, Error> {
     Ok(Some(text).filter(|text| !text.is_empty()))
 }
 
+/// The boot's id at the dump, as [`prepare`] was told.
+///
+/// # Errors
+/// As for [`log`].
+pub(crate) fn boot_id(directory: &Path) -> Result<String, Error> {
+    let path = directory.join(BOOT_ID_FILE);
+    let text = String::from_utf8(read(&path)?).unwrap_or_default();
+    if boot_id::is_one(&text) { Ok(text) } else { Err(Error::Damaged(path, "no boot's id")) }
+}
+
 /// A small regular file.
-fn read(path: &Path) -> Result<Vec<u8>, Error> {
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, Error> {
     let failed = |error| Error::File(path.to_path_buf(), error);
     let file = File::options()
         .read(true)
         .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
         .open(path)
         .map_err(failed)?;
+    if !file.metadata().map_err(failed)?.is_file() {
+        return Err(Error::Damaged(path.to_path_buf(), "not a file"));
+    }
     let mut content = Vec::new();
     file.take(LARGEST + 1).read_to_end(&mut content).map_err(failed)?;
     if content.len() as u64 > LARGEST {
@@ -276,7 +295,8 @@ mod tests {
     #[test]
     fn processes_share_two_namespaces_with_criu_and_keep_the_others() {
         let directory = dumped();
-        prepare(directory.path(), Some("pipe:[7]")).unwrap();
+        let id = boot_id::generate().unwrap();
+        prepare(directory.path(), Some("pipe:[7]"), &id).unwrap();
         for name in ["ids-1.img", "ids-27.img"] {
             let image = read(&directory.path().join(name)).unwrap();
             let entry = record(image.strip_prefix(IDS_MAGIC).unwrap()).unwrap();
@@ -290,10 +310,11 @@ mod tests {
             assert_eq!(numbers, wanted);
         }
         assert_eq!(log(directory.path()).unwrap().as_deref(), Some("pipe:[7]"));
+        assert_eq!(super::boot_id(directory.path()).unwrap(), id);
         assert_eq!(fs::read(directory.path().join("core-1.img")).unwrap(), b"anything");
         // A second time changes nothing.
         let once = read(&directory.path().join("ids-1.img")).unwrap();
-        prepare(directory.path(), None).unwrap();
+        prepare(directory.path(), None, &id).unwrap();
         assert_eq!(read(&directory.path().join("ids-1.img")).unwrap(), once);
         assert_eq!(log(directory.path()).unwrap(), None);
     }
@@ -323,21 +344,28 @@ mod tests {
 
     #[test]
     fn odd_directories_are_refused() {
-        assert!(prepare(tempfile::tempdir().unwrap().path(), None).is_err());
+        assert!(prepare(tempfile::tempdir().unwrap().path(), None, "").is_err());
         assert!(log(tempfile::tempdir().unwrap().path()).is_err());
+        assert!(super::boot_id(tempfile::tempdir().unwrap().path()).is_err());
         let without = dumped();
         fs::remove_file(without.path().join("ids-1.img")).unwrap();
         fs::remove_file(without.path().join("ids-27.img")).unwrap();
-        assert!(prepare(without.path(), None).is_err());
+        assert!(prepare(without.path(), None, "").is_err());
         let linked = dumped();
         let elsewhere = tempfile::NamedTempFile::new().unwrap();
         fs::write(elsewhere.path(), bytes(IDS_IMAGE)).unwrap();
         fs::remove_file(linked.path().join("ids-1.img")).unwrap();
         std::os::unix::fs::symlink(elsewhere.path(), linked.path().join("ids-1.img")).unwrap();
-        assert!(matches!(prepare(linked.path(), None), Err(Error::File(..))));
+        assert!(matches!(prepare(linked.path(), None, ""), Err(Error::File(..))));
+        let piped = dumped();
+        fs::remove_file(piped.path().join("ids-1.img")).unwrap();
+        let made =
+            std::process::Command::new("mkfifo").arg(piped.path().join("ids-1.img")).status();
+        assert!(made.unwrap().success());
+        assert!(matches!(prepare(piped.path(), None, ""), Err(Error::Damaged(..))));
         let large = dumped();
         fs::write(large.path().join("ids-1.img"), vec![0; LARGEST as usize + 1]).unwrap();
-        assert!(matches!(prepare(large.path(), None), Err(Error::Damaged(..))));
+        assert!(matches!(prepare(large.path(), None, ""), Err(Error::Damaged(..))));
     }
 
     #[test]

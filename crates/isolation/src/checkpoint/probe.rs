@@ -9,7 +9,7 @@ use atoll_core::SandboxId;
 use tokio_util::sync::CancellationToken;
 
 use super::{Checkpoints, Error, Options, criu::Criu, criu::Version};
-use crate::{Driver, Limits, Place, Running, Spec, cgroup::Cgroup, container::Container, dumped};
+use crate::{Driver, Limits, Place, Running, Spec, cgroup::Cgroup, container::Container};
 
 /// Where the launcher is in the probe's root.
 const PROGRAM: &str = "probe";
@@ -29,11 +29,7 @@ pub(crate) async fn run(
 ) -> Result<(Checkpoints, Version), Error> {
     let criu = Criu::find(options.criu.as_deref()).await?;
     let version = criu.version();
-    let checkpoints = Checkpoints::new(Options {
-        criu,
-        launcher: options.launcher.clone(),
-        staging: options.staging.clone(),
-    });
+    let checkpoints = Checkpoints::new(Options { criu, staging: options.staging.clone() });
     let missing = |error: io::Error| Error::Missing(format!("the probe failed: {error}"));
     let id = SandboxId::generate().map_err(|error| missing(io::Error::other(error)))?;
     let [layer, disk, images, work] =
@@ -77,9 +73,8 @@ async fn dump(
     images: &Path,
 ) -> Result<(), Error> {
     let failed = |error: atoll_core::Error| Error::Dump(error.message);
-    let namespaces = driver.namespaces(running).map_err(failed)?;
     driver.freeze(running).await.map_err(failed)?;
-    let dumped = dumped::dump(checkpoints, running, &namespaces.net, images).await;
+    let dumped = driver.dump_with(checkpoints, running, images).await;
     dumped.map_err(failed)?.release().await.map_err(failed)
 }
 

@@ -8,16 +8,36 @@ use std::{
 
 use atoll_network::IDS_PER_SLOT;
 
+use super::images;
+use crate::{boot_id, identity::MOST_DESCRIPTORS};
+
 /// The launcher's name of the file system with a sandbox's devices; what hides files and directories
 /// of /proc is mounted from there too. Guests cannot mount.
 const DEVICES: &str = "devices";
 const PROCESSORS: &str = "/sys/devices/system/cpu";
 
-/// Directories at the top that nobody watches, or that are no files of the sandbox's.
-const UNWATCHED: [&str; 11] =
-    ["bin", "boot", "dev", "lib", "lib32", "lib64", "libx32", "proc", "sbin", "sys", "usr"];
-/// More of them are not looked through.
-const MOST_DIRECTORIES: usize = 64;
+/// Where a program may watch files. A dump that meets a watch elsewhere fails; to look through all that
+/// a sandbox has could take for ever.
+const WATCHED: [&str; 18] = [
+    "/app",
+    "/code",
+    "/data",
+    "/etc",
+    "/home",
+    "/mnt",
+    "/media",
+    "/opt",
+    "/project",
+    "/repo",
+    "/root",
+    "/run",
+    "/src",
+    "/srv",
+    "/tmp",
+    "/var",
+    "/work",
+    "/workspace",
+];
 
 /// A sandbox's processes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,11 +56,13 @@ pub struct Target {
     pub(crate) log: Option<String>,
     /// Where files may be that somebody watches.
     pub(crate) directories: Vec<String>,
+    /// What it takes for its boot's id.
+    pub(crate) boot_id: String,
 }
 
 impl Target {
     /// Looks at the sandbox whose first process is `pid`, and whose ids begin at `first_uid`. Must not
-    /// be reaped meanwhile.
+    /// be reaped meanwhile. Blocks, for as long as the kernel takes.
     ///
     /// # Errors
     /// Those of reading /proc.
@@ -55,7 +77,8 @@ impl Target {
             devices,
             processors,
             log: log(&proc, first_uid)?,
-            directories: directories(&proc.join("root"))?,
+            directories: directories(&proc.join("root")),
+            boot_id: boot_id(&proc.join("root"))?,
         })
     }
 }
@@ -80,7 +103,7 @@ fn mounts(table: &str) -> (Vec<(String, String)>, Option<String>) {
 
 /// The first process's one pipe that does not belong to any id of the sandbox: it was made outside.
 fn log(proc: &Path, first_uid: u32) -> io::Result<Option<String>> {
-    for entry in fs::read_dir(proc.join("fd"))? {
+    for entry in fs::read_dir(proc.join("fd"))?.take(MOST_DESCRIPTORS) {
         let path = entry?.path();
         // Descriptors come and go.
         let (Ok(name), Ok(metadata)) = (fs::read_link(&path), fs::metadata(&path)) else {
@@ -95,18 +118,20 @@ fn log(proc: &Path, first_uid: u32) -> io::Result<Option<String>> {
     Ok(None)
 }
 
-/// Directories at the top of `root`. Links are left out: they could lead anywhere.
-fn directories(root: &Path) -> io::Result<Vec<String>> {
-    let mut names: Vec<String> = fs::read_dir(root)?
-        .flatten()
-        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .filter(|name| !UNWATCHED.contains(&name.as_str()))
-        .take(MOST_DIRECTORIES)
-        .map(|name| format!("/{name}"))
-        .collect();
-    names.sort();
-    Ok(names)
+/// Those of [`WATCHED`] that are directories. Links are left out: they could lead anywhere.
+fn directories(root: &Path) -> Vec<String> {
+    let is_directory = |name: &&str| {
+        let metadata = fs::symlink_metadata(root.join(name.trim_start_matches('/')));
+        metadata.is_ok_and(|metadata| metadata.is_dir())
+    };
+    WATCHED.iter().copied().filter(is_directory).map(str::to_owned).collect()
+}
+
+fn boot_id(root: &Path) -> io::Result<String> {
+    let content = images::read(&root.join(boot_id::PATH.trim_start_matches('/')));
+    let text = String::from_utf8(content.map_err(io::Error::other)?).unwrap_or_default();
+    let strange = || io::Error::new(io::ErrorKind::InvalidData, "its boot's id is none");
+    Some(text).filter(|text| boot_id::is_one(text)).ok_or_else(strange)
 }
 
 #[cfg(test)]
@@ -139,11 +164,11 @@ broken\n";
     #[test]
     fn only_directories_are_looked_through() {
         let root = tempfile::tempdir().unwrap();
-        for name in ["home", "usr", "proc", "tmp"] {
+        for name in ["home", "usr", "proc", "tmp", "elsewhere"] {
             fs::create_dir(root.path().join(name)).unwrap();
         }
-        std::os::unix::fs::symlink("/", root.path().join("elsewhere")).unwrap();
-        fs::write(root.path().join("file"), "").unwrap();
-        assert_eq!(directories(root.path()).unwrap(), ["/home", "/tmp"]);
+        std::os::unix::fs::symlink("/", root.path().join("srv")).unwrap();
+        fs::write(root.path().join("app"), "").unwrap();
+        assert_eq!(directories(root.path()), ["/home", "/tmp"]);
     }
 }

@@ -135,7 +135,7 @@ async fn a_command_that_was_followed_can_be_followed_again_and_streams_end() {
     assert!(numbers.iter().zip(&numbers[1..]).all(|(one, next)| one + 1 == *next), "{numbers:?}");
     assert!(numbers[0] + 50 > before && numbers[0] < before + 10_000, "{numbers:?} after {before}");
     drop(again);
-    until("cut connections are let go", || (sockets(&restored) == unused).then_some(())).await;
+    until("cut connections are let go", || (sockets(&restored) <= unused).then_some(())).await;
     end(restored).await;
 }
 

@@ -169,11 +169,12 @@ impl World {
         if layer.exists() {
             return layer;
         }
-        for program in ["/bin/sh", "/bin/sleep", "/bin/mv", "/bin/rm", "/bin/cat"] {
-            let needs = Command::new("ldd").arg(program).output().unwrap();
+        let names = ["sh", "sleep", "mv", "rm", "cat", "mkdir", "rmdir", "ln"];
+        for program in names.map(|name| format!("/bin/{name}")) {
+            let needs = Command::new("ldd").arg(&program).output().unwrap();
             let needs = String::from_utf8(needs.stdout).unwrap();
             let libraries = needs.split_whitespace().filter(|word| word.starts_with('/'));
-            for file in libraries.chain([program]) {
+            for file in libraries.chain([&*program]) {
                 let copy = layer.join(file.trim_start_matches('/'));
                 fs::create_dir_all(copy.parent().unwrap()).unwrap();
                 fs::copy(file, copy).unwrap();
