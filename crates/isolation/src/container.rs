@@ -79,7 +79,7 @@ impl Container {
             )
         })?;
         let cgroups = Cgroups::open(&options.instance)?;
-        dumped::await_former(&cgroups).await;
+        dumped::await_former(&cgroups, &options.keep).await;
         clean(&cgroups, &options.keep).await;
         let berths = Berths::start(cgroups.clone(), options.launcher.clone(), options.ready)?;
         let seccomp = seccomp::program().iter().map(|byte| format!("{byte:02x}")).collect();

@@ -5,6 +5,7 @@
 //! driver that starts meanwhile [waits](await_former) for that before it looks at any sandbox's group.
 
 use std::{
+    collections::HashSet,
     fs, io,
     os::fd::{AsFd, OwnedFd},
     os::unix::fs::MetadataExt,
@@ -72,6 +73,10 @@ async fn freeze(cgroup: Cgroup) -> Result<()> {
     }
 }
 
+/// How often a dump is tried: a process that begins to fork while CRIU takes hold of it is in its way,
+/// and may not be a moment later.
+const ATTEMPTS: u32 = 3;
+
 /// See [`crate::Driver::dump`].
 pub(crate) async fn dump(
     checkpoints: &Checkpoints,
@@ -80,11 +85,42 @@ pub(crate) async fn dump(
     net_ns: &OwnedFd,
     images: &Path,
 ) -> Result<Dumped> {
-    let gone = || Error::new(codes::SANDBOX_GONE, "the sandbox has ended.");
     if running.cgroup.unified_freezer().is_none() {
         let message = "checkpoints need control groups of version 2.";
         return Err(Error::new(codes::DRIVER_UNSUPPORTED, message));
     }
+    let mut attempt = 1;
+    loop {
+        match try_dump(checkpoints, berths, running, net_ns, images).await {
+            Err(error) if error.code == codes::CHECKPOINT_FAILED && attempt < ATTEMPTS => {
+                tracing::info!(%error, attempt, "a dump is tried again");
+                clear(images)
+                    .await
+                    .map_err(|error| failed(format!("its files cannot be removed: {error}")))?;
+                attempt += 1;
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+/// Removes what a dump that failed has written.
+async fn clear(images: &Path) -> io::Result<()> {
+    let mut entries = tokio::fs::read_dir(images).await?;
+    while let Some(entry) = entries.next_entry().await? {
+        tokio::fs::remove_file(entry.path()).await?;
+    }
+    Ok(())
+}
+
+async fn try_dump(
+    checkpoints: &Checkpoints,
+    berths: &Arc<Berths>,
+    running: &Running,
+    net_ns: &OwnedFd,
+    images: &Path,
+) -> Result<Dumped> {
+    let gone = || Error::new(codes::SANDBOX_GONE, "the sandbox has ended.");
     // CRIU would wait for them in vain.
     let cgroup = running.cgroup.clone();
     let outside = tokio::task::spawn_blocking(move || cgroup.freeze_outside_forks()).await;
@@ -134,11 +170,11 @@ pub(crate) fn failed(cause: String) -> Error {
     Error::new(codes::CHECKPOINT_FAILED, message)
 }
 
-/// Waits until no launcher, and no dump, of an earlier run of this driver is left.
-pub(crate) async fn await_former(cgroups: &Cgroups) {
+/// Waits until no dump of an earlier run of this driver is under way. `keep` are the groups of sandboxes.
+pub(crate) async fn await_former(cgroups: &Cgroups, keep: &HashSet<String>) {
     let deadline = Instant::now() + FORMER;
     let mut told = false;
-    for former in former(cgroups) {
+    for former in former(cgroups, keep) {
         while !former.has_ended().unwrap_or(true) {
             if Instant::now() >= deadline {
                 tracing::error!(pid = former.pid(), "a dump of an earlier run does not end");
@@ -152,14 +188,19 @@ pub(crate) async fn await_former(cgroups: &Cgroups) {
     }
 }
 
-/// What is in a group and not in a sandbox: those have other user namespaces, which nobody leaves.
-fn former(cgroups: &Cgroups) -> Vec<FirstProcess> {
+/// What is in a group and not in a sandbox: those have other user namespaces, which nobody leaves. A
+/// launcher that is root still has not begun.
+fn former(cgroups: &Cgroups, keep: &HashSet<String>) -> Vec<FirstProcess> {
     let user_ns = |process: &Path| fs::metadata(process.join("ns/user")).map(|ns| ns.ino());
     let Ok(own) = user_ns(Path::new("/proc/self")) else { return Vec::new() };
-    let is_outside = |process: &Path| Ok(user_ns(process)? == own);
-    let processes = cgroups.existing().into_iter().flat_map(|(_, cgroup)| cgroup.processes());
+    let is_dump = |process: &Path| {
+        let status = fs::read_to_string(process.join("status"))?;
+        Ok(user_ns(process)? == own && !status.contains("\nUid:\t0\t"))
+    };
+    let groups = cgroups.existing().into_iter().filter(|(name, _)| !keep.contains(name));
+    let processes = groups.flat_map(|(_, cgroup)| cgroup.processes());
     processes
         .filter_map(|pid| FirstProcess::find(pid).ok().flatten())
-        .filter(|process| process.look(is_outside).ok().flatten().unwrap_or(false))
+        .filter(|process| process.look(is_dump).ok().flatten().unwrap_or(false))
         .collect()
 }

@@ -88,7 +88,8 @@ export async function count(sandbox: Sandbox) {
   await sandbox.files.write('/tmp/counter.py', COUNTER)
   const command = 'exec python3 /tmp/counter.py'
   const handle = await sandbox.commands.run(command, { background: true, timeoutMs: 0 })
-  handle.wait().catch(() => {})
+  // When a pause cuts a stream off, the SDK asks the sandbox for its health, and wakes it.
+  await handle.disconnect()
   const look = async () => {
     const answer = await get(hostOf(sandbox, 8000))
     if (answer.status !== 200) throw new Error(`${answer.status}: ${answer.body}`)

@@ -33,6 +33,9 @@ const PROCESSORS: &str = "cpus";
 /// What there is in the launcher's file system of devices.
 const DEVICES: [&str; 8] = ["null", "zero", "full", "random", "urandom", "tty", EMPTY, BOOT_ID];
 
+/// How long it may take CRIU to stop processes that are frozen: seconds. It takes milliseconds, or never.
+const PATIENCE: u32 = 3;
+
 /// The largest file without a name, but open, that is kept in the images: bytes.
 const LARGEST_NAMELESS: u64 = 128 << 20;
 
@@ -129,6 +132,7 @@ impl Criu {
         // While they are stopped: see the launcher's hook.
         command.pair("--action-script", format!("/{HOOK}"));
         command.common();
+        command.pair("--timeout", PATIENCE);
         // Connections that nobody has accepted yet would fail it; their other ends try again.
         command.all(&["--skip-in-flight"]);
         command.pair("--ghost-limit", LARGEST_NAMELESS);

@@ -182,7 +182,8 @@ async fn a_restore_that_fails_leaves_nothing() {
     let error = world.driver.restore(spec, &images, &work, &unending()).await.unwrap_err();
     assert_eq!(error.code, codes::CHECKPOINT_FAILED);
     assert!(world.groups().is_empty(), "{error}");
-    assert_eq!(children_of_slot(slot.place().first_uid), [0; 0]);
+    let uid = slot.place().first_uid;
+    until("it is reaped", || children_of_slot(uid).is_empty().then_some(())).await;
 
     // One that is given up, or that nobody waits for any more, at some moment in its middle.
     let moments =
