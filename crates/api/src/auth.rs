@@ -13,12 +13,14 @@ use std::{net::SocketAddr, sync::Arc};
 use atoll_core::{error::codes, key};
 use atoll_state::model::Team;
 use axum::{
+    body::to_bytes,
     extract::{ConnectInfo, FromRequestParts, MatchedPath, Request, State},
     middleware::Next,
     response::{IntoResponse, Response},
 };
 use http::{HeaderMap, request::Parts};
 use subtle::ConstantTimeEq;
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::{
@@ -32,6 +34,9 @@ const API_KEY: &str = "x-api-key";
 const ADMIN_TOKEN: &str = "x-admin-token";
 const TEAM_ID: &str = "x-team-id";
 const BEARER: &str = "Bearer ";
+
+/// Most that is read of the body of a request that is refused, bytes: more than any but builds have.
+const DRAINED: usize = 64 * 1024;
 
 const INVALID_API_KEY: &str =
     "Invalid API key, please visit https://e2b.dev/docs/api-key for more information.";
@@ -114,14 +119,20 @@ pub(crate) async fn authenticate(
     // What is not in the table (an unknown route, a wrong method) is refused further in.
     let Some(endpoint) = endpoint else { return next.run(request).await };
     let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0);
-    match principal(&control, endpoint, request.headers(), peer).await {
+    let error = match principal(&control, endpoint, request.headers(), peer).await {
         Ok(principal) => {
             request.extensions_mut().insert(principal);
-            next.run(request).await
+            return next.run(request).await;
         }
-        Err(error) if endpoint.path.starts_with("/secrets") => secrets_refusal(&error),
-        Err(error) => error.into_response(),
+        Err(error) => error,
+    };
+    // Unread, it would end the connection, under a client that is about to use it again.
+    let body = to_bytes(request.into_body(), DRAINED);
+    let _ = timeout(control.read_timeout, body).await;
+    if endpoint.path.starts_with("/secrets") {
+        return secrets_refusal(&error);
     }
+    error.into_response()
 }
 
 /// The secrets routes have sentences of their own.

@@ -66,6 +66,27 @@ async fn web_pages_of_any_origin_may_ask() {
 }
 
 #[tokio::test]
+async fn a_connection_goes_on_after_a_refusal_whose_body_came_late() {
+    let stack = Stack::start().await;
+    let mut stream = TcpStream::connect(stack.address()).await.unwrap();
+    for _ in 0..3 {
+        let head = "POST /v2/sandboxes HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n";
+        stream.write_all(head.as_bytes()).await.unwrap();
+        // Let it be refused before there is a body, as far as that depends on us.
+        tokio::task::yield_now().await;
+        stream.write_all(b"{}").await.unwrap();
+        let mut answer = String::new();
+        while !answer.ends_with('}') {
+            let mut part = [0; 4096];
+            let length = stream.read(&mut part).await.unwrap();
+            assert!(length > 0, "closed after {answer:?}");
+            answer.push_str(std::str::from_utf8(&part[..length]).unwrap());
+        }
+        assert!(answer.starts_with("HTTP/1.1 401"), "{answer}");
+    }
+}
+
+#[tokio::test]
 async fn a_head_that_does_not_come_is_not_waited_for() {
     let stack = Stack::with(FakeNode::default(), |options| {
         options.read_timeout = Duration::from_millis(100);
