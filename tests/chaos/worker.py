@@ -87,7 +87,7 @@ class Worker(Hand):
 
     async def _turn_of_running(self, sandbox: Sandbox, dice: list[float]) -> None:
         first, second, third, fourth = dice
-        own = [snapshot for snapshot in self._snapshots if snapshot.of == sandbox.id]
+        own = [snapshot for snapshot in self._certain() if snapshot.of == sandbox.id]
         actions: list[tuple[int, Callable[[], Awaitable[None]]]] = [
             (20, lambda: self._write(sandbox)),
             (6, lambda: self._upload(sandbox, int(second * 4), third)),
@@ -117,11 +117,16 @@ class Worker(Hand):
         ]
         await pick(first, actions)()
 
+    def _certain(self) -> list[Snapshot]:
+        """Snapshots that are certain to be there."""
+        return [snapshot for snapshot in self._snapshots if not snapshot.may_be_gone]
+
     async def _create(self, dice: list[float]) -> None:
         first, second, third, fourth = dice
+        snapshots = self._certain()
         snapshot = None
-        if self._snapshots and first < 0.4:
-            snapshot = self._snapshots[int(second * len(self._snapshots))]
+        if snapshots and first < 0.4:
+            snapshot = snapshots[int(second * len(snapshots))]
         timeout = lifetime(third, fourth)
         auto_pause, auto_resume = fourth < 0.6, fourth < 0.4
         body = {
