@@ -33,7 +33,7 @@ def test_every_port_is_on_loopback_by_default(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize("credentials", [None, "", "Bearer", "Bearer wrong", "Basic d3Jvbmc="])
-@pytest.mark.parametrize("path", ["/v1/info", "/v1/sandboxes", "/v1/ended", "/nothing"])
+@pytest.mark.parametrize("path", ["/v1/info", "/v1/sandboxes", "/v1/changes", "/nothing"])
 def test_node_rpc_wants_its_token(stack: Stack, path: str, credentials: str | None) -> None:
     headers = {} if credentials is None else {"Authorization": credentials}
     answer = httpx.get(RPC + path, headers=headers)
@@ -58,7 +58,7 @@ def test_node_rpc_creates_and_kills(shared: Sandbox, token: str) -> None:
         record = known | {"id": "inoderpctest"}
         created = rpc.post("/v1/sandboxes", json=record)
         assert created.status_code == 200, created.text
-        assert created.json()["envd_version"]
+        assert created.json()["sandbox"]["envd_version"]
         assert rpc.post("/v1/sandboxes", json=record).status_code == 409
         kill = "/v1/sandboxes/inoderpctest/kill"
         assert rpc.post(kill, json={"reason": "killed"}).json() is True
