@@ -43,3 +43,19 @@ def create_pausing(stack: object) -> Iterator[Callable[..., Sandbox]]:
 def counting(create: Callable[..., Sandbox]) -> Counting:
     """A sandbox with a counter in it."""
     return Counting(create(timeout=300))
+
+
+@pytest.fixture
+def snap(create: Callable[..., Sandbox]) -> Iterator[Callable[..., str]]:
+    """Takes a snapshot that is deleted after the test, sandboxes of it first; gives its id."""
+    made: list[str] = []
+
+    def take(sandbox: Sandbox, **options: object) -> str:
+        made.append(sandbox.create_snapshot(**options).snapshot_id)
+        return made[-1]
+
+    yield take
+    for snapshot_id in made:
+        for sandbox_id in lifecycle.listed(template=snapshot_id.rpartition(":")[0]):
+            Sandbox.kill(sandbox_id)
+        Sandbox.delete_snapshot(snapshot_id)

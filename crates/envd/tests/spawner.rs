@@ -116,10 +116,17 @@ async fn one_that_is_stopped_again_and_again_is_given_up_at_the_latest() {
             }
         }
     });
+    let mut refused = Vec::new();
     for number in 0..50 {
         let outcome = envd.sh(&format!("echo {number}"), json!({})).await.outcome().await;
-        assert_eq!(outcome.stdout(), format!("{number}\n"));
+        if outcome.trailer["error"].is_null() {
+            assert_eq!(outcome.stdout(), format!("{number}\n"));
+        } else {
+            refused.push(outcome.trailer);
+        }
     }
+    // The one for which it was given up, if it had seen it: it may have run.
+    assert!(refused.len() <= 1, "{refused:?}");
     over.store(true, Ordering::Relaxed);
     stopper.join().unwrap();
     signal_if_there(pid, Signal::CONT);

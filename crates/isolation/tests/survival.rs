@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod support;
+
 use std::{
     collections::HashSet,
     fs, io,
@@ -15,7 +17,6 @@ use std::{
 use atoll_core::{InstanceId, error::codes};
 use atoll_isolation::{
     Driver, Identity, Running,
-    cgroup::Cgroups,
     container::{Container, Options},
 };
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -88,23 +89,13 @@ impl World {
     }
 
     fn groups(&self) -> Vec<String> {
-        self.driver.cgroups().existing().into_iter().map(|(name, _)| name).collect()
+        support::groups(&self.driver)
     }
 }
 
 impl Drop for World {
-    /// Whatever became of the test.
     fn drop(&mut self) {
-        let cgroups = Cgroups::open(&self.instance).unwrap();
-        let clean = async move {
-            for (_, group) in cgroups.existing() {
-                group.kill();
-                group.remove().await.unwrap();
-            }
-            cgroups.remove();
-        };
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        std::thread::spawn(move || runtime.block_on(clean)).join().unwrap();
+        support::clean(&self.instance);
     }
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -21,26 +21,6 @@ pytestmark = pytest.mark.skipif(
 Create = Callable[..., Sandbox]
 Snap = Callable[..., str]
 Rewind = Callable[[Sandbox, str], httpx.Response]
-
-
-@pytest.fixture
-def snap(stack: object) -> Iterator[Snap]:
-    """Takes a snapshot that is deleted after the test; gives its id."""
-    made: list[str] = []
-
-    def take(sandbox: Sandbox, **options: object) -> str:
-        made.append(sandbox.create_snapshot(**options).snapshot_id)
-        return made[-1]
-
-    yield take
-    for snapshot_id in made:
-        Sandbox.delete_snapshot(snapshot_id)
-
-
-@pytest.fixture
-def create(snap: Snap, create: Create) -> Create:
-    """`Sandbox.create`; what it makes is killed before the snapshots that it was made of."""
-    return create
 
 
 @pytest.fixture

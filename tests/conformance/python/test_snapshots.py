@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -12,7 +12,6 @@ import pytest
 from e2b import NotFoundException, Sandbox, SandboxException
 
 from support.counting import Counting
-from support.lifecycle import listed
 from support.sdk import NEWEST, SDK, since
 
 pytestmark = pytest.mark.skipif(
@@ -22,27 +21,6 @@ pytestmark = pytest.mark.skipif(
 
 Create = Callable[..., Sandbox]
 Snap = Callable[..., str]
-
-
-@pytest.fixture
-def snap(create: Create) -> Iterator[Snap]:
-    """Takes a snapshot that is deleted after the test, sandboxes of it first; gives its id."""
-    made: list[str] = []
-
-    def take(sandbox: Sandbox, **options: object) -> str:
-        made.append(sandbox.create_snapshot(**options).snapshot_id)
-        return made[-1]
-
-    yield take
-    for snapshot_id in made:
-        for sandbox_id in of_template(snapshot_id):
-            Sandbox.kill(sandbox_id)
-        Sandbox.delete_snapshot(snapshot_id)
-
-
-def of_template(snapshot_id: str) -> list[str]:
-    """Sandboxes that were made of it."""
-    return listed(template=snapshot_id.rpartition(":")[0])
 
 
 def ids(**query: object) -> list[str]:

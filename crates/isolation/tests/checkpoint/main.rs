@@ -7,6 +7,8 @@
 
 mod envd;
 mod hostile;
+#[path = "../support/mod.rs"]
+mod support;
 mod world;
 
 use std::{

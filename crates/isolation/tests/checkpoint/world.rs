@@ -14,11 +14,12 @@ use std::{
 use atoll_core::{InstanceId, SandboxId};
 use atoll_isolation::{
     Driver, Limits, Place, Running, Spec,
-    cgroup::Cgroups,
     checkpoint::criu::Criu,
     container::{Container, Options},
 };
 use tempfile::TempDir;
+
+use crate::support;
 
 /// Ids that no Atoll on this host claims: it begins far below.
 const FIRST_UID: u32 = 2_000_000_000;
@@ -214,23 +215,13 @@ impl World {
     }
 
     pub(crate) fn groups(&self) -> Vec<String> {
-        self.driver.cgroups().existing().into_iter().map(|(name, _)| name).collect()
+        support::groups(&self.driver)
     }
 }
 
 impl Drop for World {
-    /// Whatever became of the test.
     fn drop(&mut self) {
-        let cgroups = Cgroups::open(&self.instance).unwrap();
-        let clean = async move {
-            for (_, group) in cgroups.existing() {
-                group.kill();
-                group.remove().await.unwrap();
-            }
-            cgroups.remove();
-        };
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        std::thread::spawn(move || runtime.block_on(clean)).join().unwrap();
+        support::clean(&self.instance);
     }
 }
 
