@@ -32,11 +32,24 @@ pub(crate) async fn adopt(control: &Control) -> Result<usize> {
 /// Deletes the builds of snapshots that the database does not know: those that were being taken, or
 /// deleted, when an earlier process was killed, and what forks were made from. To be called before
 /// there are requests.
+///
+/// Those that are older than the database belong to another one, which may come back.
 pub(crate) async fn sweep(control: &Control) -> Result<()> {
+    let made_at = control.database.made_at().await?;
     let known: HashSet<String> =
         control.database.snapshot_builds().await?.iter().map(ToString::to_string).collect();
     let mut builds = control.node.snapshots().await?;
-    builds.retain(|build| !known.contains(build));
+    builds.retain(|snapshot| !known.contains(&snapshot.build));
+    let (older, builds): (Vec<_>, Vec<_>) =
+        builds.into_iter().partition(|snapshot| snapshot.created_at < made_at);
+    if !older.is_empty() {
+        tracing::warn!(
+            snapshots = older.len(),
+            "snapshots are older than atoll.db, which does not know them: they are left alone; put the \
+             database back that they belong to"
+        );
+    }
+    let builds: Vec<String> = builds.into_iter().map(|snapshot| snapshot.build).collect();
     control.delete_builds(&builds).await;
     Ok(())
 }

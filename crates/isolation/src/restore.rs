@@ -147,7 +147,9 @@ fn is_init(process: &Path) -> io::Result<bool> {
 /// waited for.
 async fn reap(first_uid: u32) {
     for _ in 0..REAP_ATTEMPTS {
-        let ending = ending(first_uid);
+        // All of the host's processes are looked at.
+        let ending = tokio::task::spawn_blocking(move || ending(first_uid)).await;
+        let ending = ending.unwrap_or_default();
         if ending.is_empty() {
             return;
         }

@@ -92,7 +92,7 @@ async fn try_copy(
 /// `CHECKPOINT_FAILED` also when there is no room for it.
 pub(crate) async fn dump_to(inner: &Inner, run: &Run, name: &str) -> Result<()> {
     let limit = run.limits().memory;
-    let used = run.sample().await.map_or(limit, |sample| sample.mem_used);
+    let used = run.memory_in_use().unwrap_or(limit);
     let begun =
         inner.storage.begin_saved(name, used + CHECKPOINT_MARGIN, limit + CHECKPOINT_MARGIN).await;
     let images = begun.map_err(|error| match error.code {

@@ -328,8 +328,9 @@ fn read(path: &Path) -> Result<Option<Entry>> {
                 "{} has version {version}, and this Atoll reads {VERSION}.",
                 path.display()
             );
-            Err(Error::new(codes::DATA_DIR_UNUSABLE, message)
-                .with_fix("Start the Atoll that wrote it."))
+            Err(Error::new(codes::DATA_DIR_UNUSABLE, message).with_fix(
+                "Start the Atoll that wrote it, and end its sandboxes before you start this one.",
+            ))
         }
         Found::Entry(_) | Found::Torn => {
             let aside = path.with_extension(TORN);

@@ -12,9 +12,9 @@ use atoll_proxy::{Sandboxes, Target};
 use atoll_storage::{BuildManifest, Lease};
 use atoll_wire::node::{
     Change, Created, Deadline, EndReason, LogLine, Node, NodeInfo, NodeSandbox, Resume, Resumed,
-    Sample, SandboxRecord, Snapshot, Space,
+    Sample, SandboxRecord, Snapshot, SnapshotBuild, Space,
 };
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{StreamExt, stream};
 use tokio::sync::oneshot;
 
 use crate::{
@@ -27,8 +27,6 @@ use crate::{
 };
 
 const SAMPLES_AT_ONCE: usize = 16;
-/// Each reads all of a sandbox's files.
-const SPACES_AT_ONCE: usize = 2;
 
 #[async_trait]
 impl Sandboxes for Handle {
@@ -185,17 +183,24 @@ impl Node for Handle {
         self.inner().storage.delete_build(build).await
     }
 
-    async fn snapshots(&self) -> Result<Vec<String>> {
+    async fn snapshots(&self) -> Result<Vec<SnapshotBuild>> {
         let builds = self.inner().storage.builds().await;
         let snapshots = builds.into_iter().filter(|build| build.snapshot.is_some());
-        Ok(snapshots.map(|build| build.id).collect())
+        let shown =
+            |build: BuildManifest| SnapshotBuild { build: build.id, created_at: build.created_at };
+        Ok(snapshots.map(shown).collect())
     }
 
     async fn space(&self, ids: &[String]) -> Result<Vec<Space>> {
-        let spaces = stream::iter(ids.to_vec())
-            .map(|id| async move { self.space_of(&id).await })
-            .buffered(SPACES_AT_ONCE);
-        spaces.try_filter_map(|space| std::future::ready(Ok(space))).try_collect().await
+        let mut spaces = Vec::new();
+        for id in ids {
+            match self.space_of(id).await {
+                Ok(space) => spaces.extend(space),
+                Err(error) if error.code == codes::TOO_LARGE => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(spaces)
     }
 
     async fn get(&self, id: &SandboxId) -> Result<Option<NodeSandbox>> {

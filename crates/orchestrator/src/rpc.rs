@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use atoll_core::{Error, Result, SandboxId, error::codes, lifecycle::Kept};
 use atoll_wire::node::{
     Change, Created, Deadline, EndReason, LogLine, Node, NodeInfo, NodeSandbox, Resume, Resumed,
-    Sample, SandboxRecord, Snapshot, Space,
+    Sample, SandboxRecord, Snapshot, SnapshotBuild, Space,
 };
 use axum::{
     Json, Router,
@@ -241,7 +241,7 @@ async fn delete_build(State(shared): State<Shared>, Path(build): Path<String>) -
     Ok(Json(shared.node.delete_build(&build).await?))
 }
 
-async fn snapshots(State(shared): State<Shared>) -> Answer<Vec<String>> {
+async fn snapshots(State(shared): State<Shared>) -> Answer<Vec<SnapshotBuild>> {
     Ok(Json(shared.node.snapshots().await?))
 }
 

@@ -310,6 +310,11 @@ impl Run {
         }
     }
 
+    /// Bytes of memory that its processes have; none if that cannot be told.
+    pub(crate) fn memory_in_use(&self) -> Option<u64> {
+        self.running.as_ref()?.cgroup.usage().ok().map(|usage| usage.memory)
+    }
+
     /// Its present resource use.
     pub(crate) async fn sample(&self) -> io::Result<Sample> {
         let running = self.running.as_ref().ok_or(io::ErrorKind::NotFound)?;

@@ -119,6 +119,9 @@ pub trait Database: Send + Sync + 'static {
     /// All snapshots of a team, newest first.
     async fn snapshots(&self, team: Uuid) -> Result<Vec<Snapshot>>;
 
+    /// When this database was made, to the second: what is older, it cannot know.
+    async fn made_at(&self) -> Result<Timestamp>;
+
     /// The builds of the snapshots of all teams.
     async fn snapshot_builds(&self) -> Result<Vec<Uuid>>;
 

@@ -232,10 +232,13 @@ impl Handle {
     ///
     /// Counted are the data of files, by extents as the kernel tells them. Left out is what describes
     /// them, and with it the content of files of less than 2 KiB; an extent that something else holds
-    /// in part counts as shared, and of one that was overwritten in part what is still to be read. Takes about a second for 100,000 files; dropping the future ends it.
+    /// in part counts as shared, and of one that was overwritten in part what is still to be read.
+    /// Takes about a second for 100,000 files; two callers at once get their turn, and dropping the
+    /// future ends it.
     ///
     /// # Errors
-    /// `POOL_FAILED` when the kernel does not tell.
+    /// `TOO_LARGE` when there are more than a million files; `POOL_FAILED` when the kernel does not
+    /// tell.
     pub async fn unique_bytes(&self, name: &str) -> Result<Option<u64>> {
         let dirs = [self.disks.find(name), self.saves.find_dir(name)];
         space::unique(dirs.into_iter().flatten().collect()).await

@@ -16,10 +16,18 @@ use std::{
     },
 };
 
-use atoll_core::{Result, error::codes};
+use atoll_core::{Error, Result, error::codes};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
+use tokio::sync::Semaphore;
 
 use crate::file::{blocking, failed};
+
+/// Walks at once: each keeps a processor busy, and a caller may ask for many.
+const AT_ONCE: usize = 2;
+static WALKS: Semaphore = Semaphore::const_new(AT_ONCE);
+
+/// Most names below a tree: a sandbox could have enough of them to fill this program's memory.
+const MOST_NAMES: usize = 1_000_000;
 
 /// Extents that are asked for at once.
 const BATCH: usize = 64;
@@ -73,26 +81,33 @@ pub(crate) async fn unique(roots: Vec<PathBuf>) -> Result<Option<u64>> {
     if roots.is_empty() {
         return Ok(None);
     }
+    // It is never closed.
+    let _walk = WALKS.acquire().await;
     let stop = Stop(Arc::default());
     let stopped = Arc::clone(&stop.0);
     blocking(move || {
         let mut sum = 0;
         for root in roots {
-            sum += tree(&root, &stopped)
+            let bytes = tree(&root, &stopped, MOST_NAMES)
                 .map_err(|error| failed(codes::POOL_FAILED, "measure a disk", &error))?;
+            sum += bytes.ok_or_else(|| {
+                let message = format!("it has more than {MOST_NAMES} files, too many to measure.");
+                Error::new(codes::TOO_LARGE, message)
+            })?;
         }
         Ok(Some(sum))
     })
     .await
 }
 
-/// Bytes that the files below `root` alone hold. What goes away meanwhile does not count.
+/// Bytes that the files below `root` alone hold; none if there are more than `most` names. What goes
+/// away meanwhile does not count.
 ///
 /// A sandbox may be writing there. Every path is resolved from the root, without following links: it
 /// cannot lead elsewhere, nor into a device or a pipe. What is too deep for a path is left out.
-fn tree(root: &Path, stop: &AtomicBool) -> io::Result<u64> {
+fn tree(root: &Path, stop: &AtomicBool, most: usize) -> io::Result<Option<u64>> {
     let root = match File::open(root) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Some(0)),
         root => root?,
     };
     let open = |path: &Path, flags: OFlags| -> io::Result<File> {
@@ -100,14 +115,15 @@ fn tree(root: &Path, stop: &AtomicBool) -> io::Result<u64> {
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
         Ok(rustix::fs::openat2(&root, path, flags, Mode::empty(), resolve)?.into())
     };
-    let mut sum = 0;
+    let (mut sum, mut names) = (0, 0);
     let mut linked = HashSet::new();
     let mut dirs = vec![PathBuf::from(".")];
     while let Some(path) = dirs.pop() {
         let Ok(dir) = open(&path, OFlags::RDONLY | OFlags::DIRECTORY) else { continue };
         for entry in rustix::fs::Dir::new(dir)? {
-            if stop.load(Ordering::Relaxed) {
-                return Ok(0);
+            names += 1;
+            if names > most || stop.load(Ordering::Relaxed) {
+                return Ok(None);
             }
             let entry = entry?;
             let name = entry.file_name();
@@ -133,7 +149,7 @@ fn tree(root: &Path, stop: &AtomicBool) -> io::Result<u64> {
             }
         }
     }
-    Ok(sum)
+    Ok(Some(sum))
 }
 
 /// Bytes of a file that nothing else holds.
@@ -172,6 +188,18 @@ fn unshared(file: &File) -> io::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_tree_with_too_many_names_is_not_measured() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir(root.path().join("d")).unwrap();
+        for name in ["d/a", "d/b", "d/c"] {
+            std::fs::write(root.path().join(name), "").unwrap();
+        }
+        // Dots are names too.
+        let measured = |most| tree(root.path(), &AtomicBool::new(false), most).unwrap();
+        assert_eq!((measured(8), measured(7)), (Some(0), None));
+    }
 
     /// The kernel goes by the layout.
     #[test]

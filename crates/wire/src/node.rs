@@ -155,6 +155,15 @@ pub struct Snapshot {
     pub of_paused: bool,
 }
 
+/// A build that is a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotBuild {
+    /// Its id.
+    pub build: String,
+    /// When it was taken.
+    pub created_at: Timestamp,
+}
+
 /// Bytes that would be free if one thing were deleted and nothing else.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Space {
@@ -296,10 +305,10 @@ pub trait Node: Send + Sync + 'static {
     async fn delete_build(&self, build: &str) -> Result<bool>;
 
     /// Builds that are snapshots.
-    async fn snapshots(&self) -> Result<Vec<String>>;
+    async fn snapshots(&self) -> Result<Vec<SnapshotBuild>>;
 
-    /// What each of these sandboxes and snapshots has for itself; unknown ids are left out. Takes
-    /// time: it looks at all of their files.
+    /// What each of these sandboxes and snapshots has for itself; unknown ids are left out, and those
+    /// with more files than can be looked at. Takes time.
     async fn space(&self, ids: &[String]) -> Result<Vec<Space>>;
 
     /// A sandbox that somebody was told of and that has not ended.

@@ -383,6 +383,18 @@ async fn what_the_database_does_not_know_is_deleted_at_start() {
 }
 
 #[tokio::test]
+async fn what_another_database_knew_is_left_alone() {
+    let stack = Stack::start().await;
+    let id = stack.sandbox_id().await;
+    snapshot_id(&stack, &id, json!({})).await;
+    // As if the database had been moved away: the new one knows nothing.
+    stack.sql("DELETE FROM snapshots").await;
+    *stack.node.taken_at.lock().unwrap() = Some("2020-01-01T00:00:00Z".parse().unwrap());
+    let stack = stack.again().await;
+    assert_eq!(stack.node.builds().len(), 1);
+}
+
+#[tokio::test]
 async fn a_snapshot_that_cannot_be_recorded_is_not_there() {
     let stack = Stack::start().await;
     let id = stack.sandbox_id().await;

@@ -18,7 +18,7 @@ use atoll_core::{
 };
 use atoll_wire::node::{
     Change, Created, Deadline, EndReason, LogLine, Node, NodeInfo, NodeSandbox, OnTimeout, Resume,
-    Resumed, Sample, SandboxRecord, Snapshot, Space,
+    Resumed, Sample, SandboxRecord, Snapshot, SnapshotBuild, Space,
 };
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::{Notify, Semaphore};
@@ -33,6 +33,8 @@ pub(crate) struct FakeNode {
     sandboxes: Mutex<HashMap<SandboxId, NodeSandbox>>,
     /// Snapshots, with the sandbox that each is of.
     builds: Mutex<BTreeMap<String, SandboxId>>,
+    /// When its snapshots were taken; none is now.
+    pub(crate) taken_at: Mutex<Option<Timestamp>>,
     changes: Mutex<Vec<Change>>,
     lines: Mutex<Vec<LogLine>>,
     news: Notify,
@@ -64,6 +66,7 @@ impl Default for FakeNode {
         Self {
             sandboxes: Mutex::default(),
             builds: Mutex::default(),
+            taken_at: Mutex::default(),
             changes: Mutex::default(),
             lines: Mutex::default(),
             news: Notify::new(),
@@ -346,8 +349,10 @@ impl Node for FakeNode {
         Ok(self.builds().remove(build).is_some())
     }
 
-    async fn snapshots(&self) -> Result<Vec<String>> {
-        Ok(self.builds().keys().cloned().collect())
+    async fn snapshots(&self) -> Result<Vec<SnapshotBuild>> {
+        let created_at = self.taken_at.lock().unwrap().unwrap_or_else(Timestamp::now);
+        let shown = |build: &String| SnapshotBuild { build: build.clone(), created_at };
+        Ok(self.builds().keys().map(shown).collect())
     }
 
     async fn space(&self, ids: &[String]) -> Result<Vec<Space>> {

@@ -84,8 +84,8 @@ impl SqliteDatabase {
             .create_if_missing(false)
             .foreign_keys(true)
             .journal_mode(SqliteJournalMode::Wal)
-            // In WAL mode a power cut may undo the last transactions, but never damages the file.
-            .synchronous(SqliteSynchronous::Normal)
+            // A snapshot that was answered is there after a power cut too.
+            .synchronous(SqliteSynchronous::Full)
             .busy_timeout(BUSY_TIMEOUT);
         let pool = SqlitePoolOptions::new()
             .max_connections(connections)
@@ -178,6 +178,10 @@ impl Database for SqliteDatabase {
 
     async fn snapshots(&self, team: Uuid) -> Result<Vec<Snapshot>> {
         snapshots::list(self, team).await
+    }
+
+    async fn made_at(&self) -> Result<Timestamp> {
+        snapshots::made_at(self).await
     }
 
     async fn snapshot_builds(&self) -> Result<Vec<Uuid>> {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use atoll_core::{Error, Result, TemplateId, error::codes, lifecycle::Kept};
+use jiff::Timestamp;
 use sqlx::{Sqlite, Transaction, sqlite::SqliteRow};
 use uuid::Uuid;
 
@@ -193,6 +194,17 @@ fn to_kept(name: &str) -> Result<Kept> {
         .into_iter()
         .find(|kept| kept_name(*kept) == name)
         .ok_or_else(|| bad_value("kept", name))
+}
+
+/// The migrations are of the moment in which it was made, and later.
+pub(super) async fn made_at(db: &SqliteDatabase) -> Result<Timestamp> {
+    let seconds: i64 = sqlx::query_scalar(
+        "SELECT CAST(strftime('%s', MIN(installed_on)) AS INTEGER) FROM _sqlx_migrations",
+    )
+    .fetch_one(&db.pool)
+    .await
+    .coded()?;
+    Timestamp::from_second(seconds).map_err(|_| bad_value("installed_on", seconds))
 }
 
 pub(super) async fn builds(db: &SqliteDatabase) -> Result<Vec<Uuid>> {

@@ -1,11 +1,11 @@
 //! What a guest could take of the pool beyond its limit, by what is done with it again and again.
 
-use std::{fs, io, path::Path, process::Command, time::Duration};
+use std::{fs, io, path::Path, process::Command};
 
 use atoll_core::error::codes;
 use atoll_storage::{Disk, Options, Service};
 
-use crate::{DataDir, MIB, Overlay, build_id, fill, until};
+use crate::{DataDir, MIB, Overlay, build_id, fill, until, until_used_is_below};
 
 /// Writes until not even a little can be written.
 fn fill_up(dir: &Path, round: usize) {
@@ -103,12 +103,7 @@ async fn a_full_disk_can_be_resumed_again_and_again_and_does_not_grow() {
     for round in 0..20 {
         fs::remove_file(overlay.path(&format!("big{round}"))).unwrap();
     }
-    let shrink = async {
-        while disk.usage().await.unwrap().0 > 30 * MIB {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    };
-    assert!(tokio::time::timeout(Duration::from_secs(120), shrink).await.is_ok());
+    until_used_is_below(&disk, 30 * MIB).await;
     fill(&overlay.path("new"), 10 * MIB).unwrap();
     drop(overlay);
     disk.destroy().await.unwrap();

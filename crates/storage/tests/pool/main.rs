@@ -144,6 +144,18 @@ async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     assert!(tokio::time::timeout(Duration::from_secs(60), wait).await.is_ok(), "never: {what}");
 }
 
+/// Waits until a disk takes less than `bytes`, which the kernel's cleaner decides: for at most two
+/// minutes.
+async fn until_used_is_below(disk: &Disk, bytes: u64) {
+    let shrink = async {
+        while disk.usage().await.unwrap().0 > bytes {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let shrunk = tokio::time::timeout(Duration::from_secs(120), shrink).await;
+    assert!(shrunk.is_ok(), "never below {bytes}");
+}
+
 /// Writes until it fails or `bytes` are written, and makes sure that it is on disk.
 fn fill(path: &Path, bytes: u64) -> io::Result<()> {
     let mut file = fs::File::create(path)?;

@@ -5,7 +5,7 @@ use std::{fs, io, os::unix::fs::PermissionsExt, path::Path, process::Command, ti
 use atoll_core::error::codes;
 use atoll_storage::{Disk, Handle, Options, Service};
 
-use crate::{DataDir, MIB, Overlay, build_id, fill, until};
+use crate::{DataDir, MIB, Overlay, build_id, fill, until, until_used_is_below};
 
 fn read(disk: &Disk, file: &str) -> String {
     fs::read_to_string(disk.upper().join(file)).unwrap()
@@ -185,7 +185,8 @@ async fn a_full_disk_under_a_mounted_overlay_can_be_saved_mounted_again_and_clea
     for round in 0..3 {
         fs::remove_file(overlay.path(&format!("big{round}"))).unwrap();
     }
-    until("there is room again", || fill(&overlay.path("new"), 10 * MIB).is_ok()).await;
+    until_used_is_below(&disk, 9 * MIB).await;
+    fill(&overlay.path("new"), 10 * MIB).unwrap();
     drop(overlay);
     disk.destroy().await.unwrap();
     service.shutdown().await;
