@@ -152,6 +152,8 @@ pub mod codes {
             "Try again in a moment.";
         2019 SANDBOX_ENDING 409 None, "the sandbox is being killed",
             "Create a new one.";
+        2020 BUILD_LIMIT 429 None, "the team has as many builds under way as it may",
+            "Wait until one is done, or cancel one.";
 
         // Sandboxes and nodes.
         3001 INTERNAL 500 Some("internal_server_error"), "something failed inside Atoll",
@@ -192,6 +194,24 @@ pub mod codes {
             "The message names the step; its output is above it.";
         5004 TEMPLATE_MISSING 404 None, "the node does not have this template",
             "Build it again.";
+        5005 STEP_FAILED 400 None, "a step of a template build failed",
+            "The message has its last lines; `atoll template shell BUILD` opens a terminal where it failed.";
+        5006 IMAGE_UNAVAILABLE 400 None, "an image could not be had from its registry",
+            "Check its name, and the credentials if it is a private one.";
+        5007 IMAGE_REFUSED 400 None, "an image or archive is not fit to be unpacked",
+            "The message names the entry; build the image again without it.";
+        5008 REGISTRY_REFUSED 400 None, "images are not to be fetched from this address",
+            "If the registry is yours, start Atoll with --registry HOST[:PORT].";
+        5009 REQUIREMENT_MISSING 400 None, "an image lacks something that every template needs",
+            "Add it to the image as the message says.";
+        5010 NOT_READY 400 None, "a template's start command was not ready in time",
+            "Check the start and ready commands in `atoll template shell BUILD`.";
+        5011 FILES_MISSING 400 None, "a COPY step has no files",
+            "Build again: the SDK uploads what is missing.";
+        5012 BUILD_CANCELLED 409 None, "the build was cancelled",
+            "Build again if it was not meant to be.";
+        5013 BUILD_INTERRUPTED 503 None, "Atoll was stopped during the build",
+            "Build again: steps that were done are not done again.";
 
         // Proxies.
         6001 PROXY_FAILED 502 None, "the proxy could not reach the sandbox",

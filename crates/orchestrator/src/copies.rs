@@ -144,6 +144,9 @@ fn manifest(
         created_at: Timestamp::now(),
         // It was built from no recipe.
         recipe_digest: String::new(),
+        step: None,
+        env_vars: build.env_vars.clone(),
+        start: build.start.clone(),
         snapshot: Some(kept),
         stack: stack.unwrap_or_default(),
         control_secret,

@@ -52,6 +52,15 @@ pub struct BuildManifest {
     pub created_at: Timestamp,
     /// Digest of what it was built from, in hexadecimal.
     pub recipe_digest: String,
+    /// What a step of a build has left, for later builds and no sandbox of a team.
+    #[serde(default)]
+    pub step: Option<StepResult>,
+    /// Variables for every process of its sandboxes.
+    #[serde(default)]
+    pub env_vars: BTreeMap<String, String>,
+    /// What runs in its sandboxes whenever they boot.
+    #[serde(default)]
+    pub start: Option<StartCommand>,
     /// What is saved under the build's id ([`Handle::saved`](crate::Handle::saved)), if it is a
     /// snapshot.
     #[serde(default)]
@@ -63,6 +72,29 @@ pub struct BuildManifest {
     /// Of a snapshot with memory, what only the node and the envd in it know.
     #[serde(default)]
     pub control_secret: Option<String>,
+}
+
+/// What makes a [`BuildManifest`] the result of a step.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepResult {
+    /// The team whose it is.
+    pub team: String,
+    /// The step, as people wrote it.
+    pub text: String,
+    /// The result of the step before it; none of the first.
+    pub parent: Option<String>,
+    /// When a build last began from it or led to it.
+    pub used_at: Timestamp,
+}
+
+/// A command that a template's sandboxes start with. It runs as the template's user, in its working
+/// directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartCommand {
+    /// The command.
+    pub command: String,
+    /// One that succeeds when the first can be used.
+    pub ready: String,
 }
 
 impl BuildManifest {

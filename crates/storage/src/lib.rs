@@ -35,16 +35,16 @@ use std::{collections::HashSet, path::PathBuf, sync::Arc};
 use atoll_core::{LayerId, Result};
 use tokio::task::JoinSet;
 
+use crate::{
+    builds::Builds, disks::Disks, file::blocking, layers::Layers, library::Library, pool::Pool,
+    saved::Saves,
+};
 pub use crate::{
-    builds::BuildManifest,
+    builds::{BuildManifest, StartCommand, StepResult},
     disks::Disk,
     layers::{Layer, LayerDraft, LayerInfo},
     library::Lease,
     saved::Saved,
-};
-use crate::{
-    builds::Builds, disks::Disks, file::blocking, layers::Layers, library::Library, pool::Pool,
-    saved::Saves,
 };
 
 /// Configuration.
