@@ -160,6 +160,7 @@ async fn find(
     if processes.is_none() {
         inner.network.discard(run.slot);
     }
+    let processes = processes.map(|(running, slot)| (running, Arc::new(slot)));
     let parts = Parts { entry: run, limits: sandbox.limits, processes, disk };
     let run = Run::new(parts, sandbox.log.clone());
     run.forget_past();

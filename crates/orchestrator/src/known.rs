@@ -84,7 +84,7 @@ pub(crate) type Answer = watch::Receiver<Option<Result<Reply>>>;
 impl Known {
     pub(crate) fn new(lifecycle: Lifecycle, entry: Entry, lease: Option<Lease>) -> Self {
         Self {
-            is_public: entry.state != State::Starting,
+            is_public: entry.state != State::Starting && !entry.record.is_for_build,
             reason: entry.reason,
             lifecycle,
             entry,

@@ -18,15 +18,18 @@
 //! - `run`: one run, its processes, network and disk. `start`: how one comes to be, from nothing or
 //!   from what is saved. `copies`: snapshots of one.
 //! - [`journal`]: what the next start must know. `adopt`: what it does with that.
-//! - `guest`: HTTP to envd.
+//! - [`services`]: what a template's sandboxes start with.
+//! - `guest`: HTTP to envd. [`commands`]: commands through it.
 //! - `events`: what happened to sandboxes, for the control plane. `logs`: what envd and the node say
 //!   of one; `report`: the node's words.
 //! - [`rpc`]: the same [`Node`](atoll_wire::node::Node) calls over authenticated HTTP.
 
+pub mod commands;
 pub mod journal;
 pub mod rpc;
 pub mod sandbox;
 pub mod service;
+pub mod services;
 
 mod abort;
 mod adopt;

@@ -11,8 +11,8 @@ use atoll_core::{
 use atoll_proxy::{Sandboxes, Target};
 use atoll_storage::{BuildManifest, Lease};
 use atoll_wire::node::{
-    Change, Created, Deadline, EndReason, LogLine, Node, NodeInfo, NodeSandbox, Resume, Resumed,
-    Sample, SandboxRecord, Snapshot, SnapshotBuild, Space,
+    BuildSummary, Change, Created, Deadline, EndReason, LogLine, Node, NodeInfo, NodeSandbox,
+    Resume, Resumed, Sample, SandboxRecord, Snapshot, Space,
 };
 use futures::{StreamExt, stream};
 use tokio::sync::oneshot;
@@ -57,7 +57,9 @@ impl Handle {
         let inner = self.inner();
         let build = self.build(&record).await?;
         let lease = self.lease(&build).await?;
-        let log = SandboxLog::new(inner.logs.clone(), record.id.clone(), record.team.clone());
+        // What a build says goes into the build's log.
+        let logs = if record.is_for_build { Arc::default() } else { inner.logs.clone() };
+        let log = SandboxLog::new(logs, record.id.clone(), record.team.clone());
         let around = inner.around(&record, log);
         let entry = Entry::new(record, build);
         Ok(Arc::new(Sandbox::new(entry, Lifecycle::create(), Some(lease), around)))
@@ -183,12 +185,12 @@ impl Node for Handle {
         self.inner().storage.delete_build(build).await
     }
 
-    async fn snapshots(&self) -> Result<Vec<SnapshotBuild>> {
+    async fn builds(&self) -> Result<Vec<BuildSummary>> {
         let builds = self.inner().storage.builds().await;
-        let snapshots = builds.into_iter().filter(|build| build.snapshot.is_some());
+        let builds = builds.into_iter().filter(|build| build.step.is_none());
         let shown =
-            |build: BuildManifest| SnapshotBuild { build: build.id, created_at: build.created_at };
-        Ok(snapshots.map(shown).collect())
+            |build: BuildManifest| BuildSummary { build: build.id, created_at: build.created_at };
+        Ok(builds.map(shown).collect())
     }
 
     async fn space(&self, ids: &[String]) -> Result<Vec<Space>> {

@@ -8,8 +8,8 @@ use std::net::SocketAddr;
 
 use atoll_core::{Error, Result, SandboxId, error::codes, lifecycle::Kept};
 use atoll_wire::node::{
-    Change, Created, Deadline, EndReason, LogLine, Node, NodeInfo, NodeSandbox, Resume, Resumed,
-    Sample, SandboxRecord, Snapshot, SnapshotBuild, Space,
+    BuildSummary, Change, Created, Deadline, EndReason, LogLine, Node, NodeInfo, NodeSandbox,
+    Resume, Resumed, Sample, SandboxRecord, Snapshot, Space,
 };
 use axum::{
     Json, Router,
@@ -121,7 +121,7 @@ fn router(shared: Shared) -> Router {
         .route("/v1/sandboxes/{id}/snapshot", post(snapshot))
         .route("/v1/sandboxes/{id}/rewind", post(rewind))
         .route("/v1/builds/{id}", delete(delete_build))
-        .route("/v1/snapshots", get(snapshots))
+        .route("/v1/builds", get(builds))
         .route("/v1/space", post(space))
         .route("/v1/samples", post(sample))
         .route("/v1/changes", get(changes))
@@ -241,8 +241,8 @@ async fn delete_build(State(shared): State<Shared>, Path(build): Path<String>) -
     Ok(Json(shared.node.delete_build(&build).await?))
 }
 
-async fn snapshots(State(shared): State<Shared>) -> Answer<Vec<SnapshotBuild>> {
-    Ok(Json(shared.node.snapshots().await?))
+async fn builds(State(shared): State<Shared>) -> Answer<Vec<BuildSummary>> {
+    Ok(Json(shared.node.builds().await?))
 }
 
 async fn space(State(shared): State<Shared>, Json(ids): Json<Vec<String>>) -> Answer<Vec<Space>> {

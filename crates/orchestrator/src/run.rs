@@ -40,7 +40,7 @@ pub(crate) struct Parts {
     pub(crate) entry: RunEntry,
     pub(crate) limits: Limits,
     /// None when its processes died while nobody watched: its disk is all that is left.
-    pub(crate) processes: Option<(Running, Slot)>,
+    pub(crate) processes: Option<(Running, Arc<Slot>)>,
     pub(crate) disk: Disk,
 }
 
@@ -84,7 +84,7 @@ impl Run {
             entry: parts.entry,
             limits: parts.limits,
             running,
-            slot: Mutex::new(slot.map(Arc::new)),
+            slot: Mutex::new(slot),
             disk: Mutex::new(Some(Arc::new(parts.disk))),
             frozen: AtomicBool::new(false),
             gate: Arc::default(),

@@ -248,7 +248,7 @@ impl Sandbox {
     /// Lets everybody see what the journal has.
     fn show(&self, entry: Entry) -> NodeSandbox {
         let mut known = self.known();
-        known.is_public |= entry.state == State::Running;
+        known.is_public |= entry.state == State::Running && !entry.record.is_for_build;
         known.falls_back &= entry.state == State::Running;
         known.entry = entry;
         known.open();

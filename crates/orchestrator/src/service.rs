@@ -99,9 +99,15 @@ impl Service {
         });
         let handle = Handle { inner };
         for entry in entries {
+            let is_for_build = entry.record.is_for_build;
             let sandbox = adopt::remember(&handle.inner, entry).await;
             handle.table().insert(sandbox.id().clone(), sandbox.clone());
-            handle.own(sandbox);
+            handle.own(sandbox.clone());
+            if is_for_build {
+                // Who built in it is gone.
+                let end = async move { end(&sandbox, EndReason::Killed).await };
+                tokio::spawn(handle.inner.tasks.track_future(end));
+            }
         }
         let adopted = handle.all();
         // What a crash left under way is about to be undone or finished: nobody is to hear before

@@ -1,9 +1,11 @@
 //! The start of a run, from taking a slot to envd's answer.
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     slice,
-    time::Instant,
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
 use atoll_core::{Error, LayerId, Result, error::codes};
@@ -18,11 +20,13 @@ use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    commands::Guest,
     guest,
     journal::{Memory, RunEntry},
     run::{Parts, Run},
     sandbox::Sandbox,
     service::Inner,
+    services,
 };
 
 /// Where the runtime layer has envd.
@@ -30,6 +34,10 @@ const ENVD_PATH: &str = "/usr/bin/envd";
 const MIB: u64 = 1024 * 1024;
 /// What CRIU writes beside a restore: its log, for the most part. Bytes.
 const RESTORE_WORK: u64 = 4 * MIB;
+
+/// What a template's sandboxes start with has to be ready this long after a create, before the control
+/// plane gives up: its handlers have 70 seconds.
+const READY_WITHIN: Duration = Duration::from_secs(60);
 
 /// A run that has begun.
 pub(crate) struct Started {
@@ -79,7 +87,7 @@ pub(crate) async fn start(inner: &Inner, sandbox: &Sandbox, source: Source) -> R
     };
     let (slot, disk) = tokio::join!(inner.network.take(), disk);
     // Either is given back by its drop when the other failed.
-    let (slot, disk) = (slot?, disk?);
+    let (slot, disk) = (Arc::new(slot?), disk?);
     if has_no_internet(&record) {
         slot.set_internet(false).await?;
     }
@@ -89,6 +97,7 @@ pub(crate) async fn start(inner: &Inner, sandbox: &Sandbox, source: Source) -> R
     let limits = sandbox.limits;
     let place = Place { record: &record, slot: &slot, disk: &disk, limits };
     let mut settings = settings(&record, &build);
+    let boots = !matches!(source, Source::Checkpoint(..));
     let (running, secret, stack) = match source {
         Source::Checkpoint(saved, then) => {
             settings = InitRequest {
@@ -108,8 +117,16 @@ pub(crate) async fn start(inner: &Inner, sandbox: &Sandbox, source: Source) -> R
     };
     timings.start_us = watch.lap();
 
+    let up = async {
+        let version = guest::init(&slot, &secret, &settings).await?;
+        if let Some(start) = build.start.as_ref().filter(|_| boots) {
+            let guest = Guest::starting(slot.clone(), record.envd_access_token.clone());
+            services::start(&guest, start, READY_WITHIN, |_, _| {}).await?;
+        }
+        Ok(version)
+    };
     let answer = tokio::select! {
-        answer = guest::init(&slot, &secret, &settings) => answer,
+        answer = up => answer,
         _ = running.process.ended() => Err(Error::new(
             codes::SANDBOX_START_FAILED,
             "envd ended before it answered; its memory limit may be too small.",
@@ -237,13 +254,18 @@ fn disk_directory(disk: &Disk) -> PathBuf {
 
 fn settings(record: &SandboxRecord, build: &BuildManifest) -> InitRequest {
     InitRequest {
-        env_vars: Some(record.env_vars.clone()),
+        env_vars: Some(env_vars(record, build)),
         access_token: record.envd_access_token.clone(),
         timestamp: Some(Timestamp::now().to_string()),
         default_user: Some(build.default_user.clone()),
         default_workdir: build.default_workdir.clone(),
         ..InitRequest::default()
     }
+}
+
+/// The template's variables, and those of the sandbox, which count for more.
+fn env_vars(record: &SandboxRecord, build: &BuildManifest) -> BTreeMap<String, String> {
+    build.env_vars.iter().chain(&record.env_vars).map(|(k, v)| (k.clone(), v.clone())).collect()
 }
 
 /// Kills processes that are of no use without the rest.

@@ -49,6 +49,7 @@ pub(crate) fn entry(state: State) -> Entry {
         on_timeout: OnTimeout::Kill,
         auto_resume: true,
         forked_from: Some("isource".parse().unwrap()),
+        is_for_build: false,
         started_at: "2026-05-05T12:00:00.123456789Z".parse().unwrap(),
         end_at: Timestamp::MAX,
     };

@@ -93,8 +93,8 @@ pub struct StepResult {
 pub struct StartCommand {
     /// The command.
     pub command: String,
-    /// One that succeeds when the first can be used.
-    pub ready: String,
+    /// One that succeeds when the first can be used; without it, that is when something listens.
+    pub ready: Option<String>,
 }
 
 impl BuildManifest {

@@ -30,6 +30,11 @@ pub(crate) struct Size {
 }
 
 impl Size {
+    /// Content of files, bytes.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// The size of the tree under `root`; of none, nothing.
     pub(crate) fn of(root: &Path) -> io::Result<Self> {
         let mut size = Self::default();
@@ -151,7 +156,7 @@ fn attributes(hash: &mut Sha256, path: &Path) -> io::Result<()> {
 }
 
 /// Calls with a buffer that the kernel's limit of 64 KiB fits; no attributes at all is empty.
-fn read_attribute(
+pub(crate) fn read_attribute(
     call: impl FnOnce(&mut [u8]) -> Result<usize, rustix::io::Errno>,
 ) -> io::Result<Vec<u8>> {
     let mut buffer = vec![0; 64 << 10];

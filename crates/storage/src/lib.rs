@@ -20,6 +20,7 @@ mod accounts;
 mod btrfs;
 mod builds;
 mod checked;
+mod copy;
 mod digest;
 mod disks;
 mod file;
@@ -30,13 +31,22 @@ mod pool;
 mod saved;
 mod space;
 
-use std::{collections::HashSet, path::PathBuf, sync::Arc};
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use atoll_core::{LayerId, Result};
 use tokio::task::JoinSet;
 
 use crate::{
-    builds::Builds, disks::Disks, file::blocking, layers::Layers, library::Library, pool::Pool,
+    builds::Builds,
+    disks::Disks,
+    file::{blocking, unusable},
+    layers::Layers,
+    library::Library,
+    pool::Pool,
     saved::Saves,
 };
 pub use crate::{
@@ -260,6 +270,37 @@ impl Handle {
     /// `DISK_FULL` or `DATA_DIR_UNUSABLE`.
     pub async fn new_layer(&self) -> Result<LayerDraft> {
         self.library.layers.draft().await
+    }
+
+    /// Makes a layer of what a sandbox wrote below `part` of its root before its disk was saved; of all
+    /// if that is empty, and none if it wrote nothing. What is called `leave_out`, paths from `part` on,
+    /// stays behind.
+    ///
+    /// # Errors
+    /// `NOT_FOUND` when it is not saved any more, `LAYER_CORRUPT` when it is damaged, `DISK_FULL` or
+    /// `DATA_DIR_UNUSABLE`.
+    pub async fn layer_of(
+        &self,
+        saved: &Saved,
+        part: &'static str,
+        leave_out: &'static [&'static str],
+        layer: Layer,
+    ) -> Result<Option<LayerId>> {
+        let look = move |upper: &Path| {
+            let tree = upper.join(part);
+            copy::is_empty(&tree, leave_out).map_err(|error| unusable("read", &tree, &error))
+        };
+        if self.saves.look(saved, look).await? {
+            return Ok(None);
+        }
+        let draft = self.new_layer().await?;
+        let fill = move |upper: &Path| {
+            let tree = upper.join(part);
+            copy::tree(&tree, &draft.dir(), leave_out)
+                .map_err(|error| unusable("copy to a layer", &tree, &error))?;
+            Ok(draft)
+        };
+        self.saves.look(saved, fill).await?.commit(layer).await.map(Some)
     }
 
     /// All layers that can be used.

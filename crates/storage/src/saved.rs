@@ -346,6 +346,19 @@ impl Saves {
         .await
     }
 
+    /// Looks at the upper side of a saved disk, which stays there meanwhile.
+    pub(crate) async fn look<T: Send + 'static>(
+        self: &Arc<Self>,
+        saved: &Saved,
+        look: impl FnOnce(&Path) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.work_on(&saved.name, move |saves, name| {
+            saves.seal_of(name)?;
+            look(&saves.root(name).join("disk/upper"))
+        })
+        .await
+    }
+
     /// Deletes what there is under this name.
     pub(crate) async fn drop_saved(self: &Arc<Self>, name: &str) -> Result<()> {
         self.work_on(name, |saves, name| saves.delete_alone(name)).await

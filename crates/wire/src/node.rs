@@ -62,6 +62,9 @@ pub struct SandboxRecord {
     pub auto_resume: bool,
     /// The sandbox that it is a fork of.
     pub forked_from: Option<SandboxId>,
+    /// A template is built in it: nobody hears of it, and it does not outlive its node's process.
+    #[serde(default)]
+    pub is_for_build: bool,
     /// Start of this run, or of the last one. The node's to set: a create counts from when it is up.
     pub started_at: Timestamp,
     /// When its time is up; of a paused one, when it was paused. The node's to set.
@@ -155,12 +158,12 @@ pub struct Snapshot {
     pub of_paused: bool,
 }
 
-/// A build that is a snapshot.
+/// A build of a template, or one that is a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SnapshotBuild {
+pub struct BuildSummary {
     /// Its id.
     pub build: String,
-    /// When it was taken.
+    /// When it was made.
     pub created_at: Timestamp,
 }
 
@@ -304,8 +307,8 @@ pub trait Node: Send + Sync + 'static {
     /// were made of it go on.
     async fn delete_build(&self, build: &str) -> Result<bool>;
 
-    /// Builds that are snapshots.
-    async fn snapshots(&self) -> Result<Vec<SnapshotBuild>>;
+    /// All builds, of templates and snapshots; results of steps are none.
+    async fn builds(&self) -> Result<Vec<BuildSummary>>;
 
     /// What each of these sandboxes and snapshots has for itself; unknown ids are left out, and those
     /// with more files than can be looked at. Takes time.

@@ -68,6 +68,8 @@ pub struct LayerInfo {
     pub layer: Layer,
     /// SHA-256 of its content, once that is computed.
     pub digest: Option<String>,
+    /// Content of its files, bytes; 0 of those that the first versions made.
+    pub bytes: u64,
 }
 
 /// The content of `layer.json`.
@@ -170,7 +172,10 @@ impl Layers {
             {
                 Err("its tree is incomplete".to_owned())
             }
-            Ok(Description { layer, .. }) => Ok(LayerInfo { id: id.clone(), layer, digest }),
+            Ok(Description { layer, size }) => {
+                let bytes = size.map_or(0, |size| size.bytes());
+                Ok(LayerInfo { id: id.clone(), layer, digest, bytes })
+            }
             Err(why) => Err(why),
         };
         if let Err(why) = &info {
@@ -366,7 +371,8 @@ impl LayerDraft {
             checked::write(&root.join("layer.json"), "layer", &description)?;
             self.committed = true;
             let id = self.id.clone();
-            let info = LayerInfo { id: id.clone(), layer: description.layer, digest: None };
+            let (layer, bytes) = (description.layer, size.bytes());
+            let info = LayerInfo { id: id.clone(), layer, digest: None, bytes };
             let known = Known { info: Some(info), leases: 0, kept: true };
             self.layers.lock().insert(id.clone(), known);
             self.layers.want_digest(&id);

@@ -8,6 +8,7 @@ mod limits;
 mod restart;
 mod saved;
 mod torn;
+mod written;
 
 use std::{
     collections::{BTreeSet, HashSet},
@@ -104,23 +105,31 @@ impl Drop for DataDir {
 /// An overlay over a disk, mounted as sandboxes have it.
 struct Overlay {
     root: tempfile::TempDir,
-    _lower: tempfile::TempDir,
+    _lower: Option<tempfile::TempDir>,
 }
 
 impl Overlay {
     fn new(disk: &Disk) -> Self {
-        let (root, lower) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let lower = tempfile::tempdir().unwrap();
         fs::write(lower.path().join("lower"), "of the template").unwrap();
+        let mut mounted = Self::on(disk, lower.path());
+        mounted._lower = Some(lower);
+        mounted
+    }
+
+    /// One over this.
+    fn on(disk: &Disk, lower: &Path) -> Self {
+        let root = tempfile::tempdir().unwrap();
         let options = format!(
             "lowerdir={},upperdir={},workdir={},redirect_dir=on,metacopy=off,index=off,volatile",
-            lower.path().display(),
+            lower.display(),
             disk.upper().display(),
             disk.work().display()
         );
         let mut mount = Command::new("mount");
         mount.args(["-t", "overlay", "overlay", "-o", &options]).arg(root.path());
         assert!(mount.status().unwrap().success());
-        Self { root, _lower: lower }
+        Self { root, _lower: None }
     }
 
     fn path(&self, name: &str) -> PathBuf {
