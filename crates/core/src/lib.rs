@@ -1,6 +1,7 @@
 //! The vocabulary every Atoll crate shares. No I/O, no async: what is here can be tested with
 //! values alone.
 //!
+//! - [`addresses`]: which addresses of the internet are everyone's.
 //! - [`id`]: sandbox, template and team ids and how the wire spells them.
 //! - [`key`]: API keys and access tokens: generation, hashing, masking.
 //! - [`reference`]: the template reference grammar `namespace/name:tag`.
@@ -8,6 +9,7 @@
 //! - [`lifecycle`]: the states of a sandbox, and how it gets from one to the next, whatever fails.
 //! - [`limits`]: the numbers that bound everything, with their sources.
 
+pub mod addresses;
 pub mod error;
 pub mod id;
 pub mod key;

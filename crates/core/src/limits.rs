@@ -41,6 +41,17 @@ pub const MOST_LOG_LINES: u32 = 2_000_000;
 /// Longest text to search a log for, characters (contract 9.3).
 pub const LOG_SEARCH_LENGTH: usize = 256;
 
+/// Virtual CPUs of a template that asks for none, and the most that one may ask for.
+pub const TEMPLATE_VCPU: (u32, u32) = (2, 32);
+/// Memory of a template that asks for none, and the least that one may ask for, MiB.
+pub const TEMPLATE_MEMORY_MB: (u32, u32) = (1024, 128);
+/// How long a registered build counts as under way, at most (contract 10.2).
+pub const BUILD_WINDOW: Duration = Duration::from_secs(24 * 3600);
+/// How long files may be uploaded to an address that was handed out.
+pub const UPLOAD_LIFETIME: Duration = Duration::from_secs(30 * 60);
+/// Most lines of one build's log. Ours: later ones are left out.
+pub const MOST_BUILD_LINES: u32 = 100_000;
+
 /// What a team may use. The development tier is what `atoll up` seeds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tier {
@@ -54,6 +65,8 @@ pub struct Tier {
     pub max_ram_mb: u32,
     /// Writable disk of one sandbox, MiB.
     pub disk_mb: u32,
+    /// Template builds under way or waiting at once.
+    pub concurrent_builds: u32,
 }
 
 /// The tier of the development team.
@@ -63,4 +76,5 @@ pub const DEVELOPMENT_TIER: Tier = Tier {
     max_vcpu: 8,
     max_ram_mb: 8192,
     disk_mb: 10 * 1024,
+    concurrent_builds: 20,
 };

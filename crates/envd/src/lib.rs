@@ -16,6 +16,7 @@
 //! | [`users`], [`paths`] | `/etc/passwd`, and what a path means to a user |
 //! | [`files`], [`signature`], [`filesystem`] | uploads, downloads, the Filesystem service |
 //! | [`log`] | what envd says of its work, for the node |
+//! | [`tool`], [`unpack`], [`provision`] | commands that builds of templates run: no daemon |
 //! | [`disk`], [`random`] | small steps that several of them need |
 
 pub mod auth;
@@ -36,12 +37,15 @@ pub mod metrics;
 pub mod mounts;
 pub mod paths;
 pub mod process;
+pub mod provision;
 pub mod random;
 pub mod reaper;
 pub mod rpc;
 pub mod server;
 pub mod signature;
+pub mod tool;
 pub mod trust;
+pub mod unpack;
 pub mod users;
 
 /// The version this envd reports. Clients compare it to decide which features to use, so it may

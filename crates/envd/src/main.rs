@@ -1,7 +1,8 @@
 //! envd's entry point: reads what the node says, finds its socket, and serves.
 //!
 //! As process 1 of a sandbox it gets its listening socket as descriptor 3 and its configuration on
-//! standard input. Started by hand it binds the port itself and needs neither.
+//! standard input. Started by hand it binds the port itself and needs neither. Builds of templates
+//! run it for what they do to files: see [`tool`].
 
 mod boot;
 mod cli;
@@ -15,6 +16,7 @@ use atoll_envd::{
     VERSION, identity, log,
     process::spawner,
     server::{Options, serve},
+    tool,
 };
 
 use cli::Action;
@@ -23,6 +25,9 @@ use cli::Action;
 const BLOCKING_THREADS: usize = 8;
 
 fn main() -> ExitCode {
+    if let Some(code) = tool::run(std::env::args().skip(1)) {
+        return code;
+    }
     let result = match cli::parse(std::env::args().skip(1)) {
         Ok(Action::Serve { port }) => run(port),
         Ok(Action::Print(text)) => writeln!(io::stdout(), "{text}"),

@@ -73,6 +73,11 @@ impl Names {
         self.users.get(&uid).cloned().unwrap_or_else(|| uid.to_string())
     }
 
+    /// The id of a group.
+    pub fn group_id(&self, name: &str) -> Option<u32> {
+        self.groups.iter().find(|(_, known)| *known == name).map(|(id, _)| *id)
+    }
+
     /// The name of a group id, or the number in decimal.
     pub fn group(&self, gid: u32) -> String {
         self.groups.get(&gid).cloned().unwrap_or_else(|| gid.to_string())

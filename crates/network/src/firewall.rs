@@ -14,13 +14,12 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    net::Ipv4Addr,
     path::PathBuf,
     sync::Arc,
     time::Duration,
 };
 
-use atoll_core::{Error, Result, error::codes};
+use atoll_core::{Error, Result, addresses::NOT_PUBLIC, error::codes};
 use nix::net::if_::if_indextoname;
 use tokio::{
     sync::oneshot,
@@ -35,23 +34,6 @@ use crate::{
     nft, sysctl,
 };
 
-/// What no sandbox reaches: private, shared, loopback, link-local, protocol, benchmark, multicast
-/// and reserved ranges, and the metadata addresses of clouds that lie outside of these.
-const BLOCKED: [Cidr; 12] = [
-    block(0, 0, 0, 0, 8),
-    block(10, 0, 0, 0, 8),
-    block(100, 64, 0, 0, 10),
-    block(127, 0, 0, 0, 8),
-    block(169, 254, 0, 0, 16),
-    block(172, 16, 0, 0, 12),
-    block(192, 168, 0, 0, 16),
-    block(192, 0, 0, 0, 24),
-    block(198, 18, 0, 0, 15),
-    block(168, 63, 129, 16, 32),
-    block(224, 0, 0, 0, 4),
-    block(240, 0, 0, 0, 4),
-];
-
 /// Seconds that a silent TCP connection of a sandbox stays in the host's connection table, which
 /// does not notice when the sandbox goes. The kernel's default is five days; two hours is when
 /// keepalives start. It goes with the table: a connection that outlives a run of Atoll falls back to
@@ -63,10 +45,6 @@ const LINGER: u32 = 10;
 
 /// How often the guard looks whether the table is still there.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
-
-const fn block(a: u8, b: u8, c: u8, d: u8, length: u8) -> Cidr {
-    Cidr::around(Ipv4Addr::new(a, b, c, d), length)
-}
 
 /// The installed table. Dropping it ends the guard and leaves the table.
 pub(crate) struct Firewall {
@@ -248,7 +226,9 @@ fn table(name: &str, names: &Names, sources: &[Cidr], deny: &[Cidr], uplinks: &[
     let groups = format!("{{ {}, {} }}", Group::Online as u32, Group::Offline as u32);
     let online = Group::Online as u32;
     let reject = "reject with icmpx admin-prohibited";
-    let blocked = elements(BLOCKED.iter().chain(sources).chain(deny));
+    // What no sandbox reaches, wherever it is.
+    let not_public = NOT_PUBLIC.map(|(first, length)| Cidr::around(first, length));
+    let blocked = elements(not_public.iter().chain(sources).chain(deny));
     let sources = elements(sources);
     let deletion = deletion(name);
     let uplinks = match uplinks {
