@@ -15,7 +15,9 @@
 //! ```
 
 mod base;
+mod build;
 mod host;
+pub mod image;
 mod process;
 mod progress;
 mod runtime;
@@ -27,6 +29,7 @@ use atoll_storage::BuildManifest;
 use tokio::sync::Mutex;
 
 pub use crate::{
+    build::{BuildOptions, Builds, BuildsHandle},
     host::{CLIENT_BUNDLE_MARK, host_bundle},
     progress::Progress,
 };

@@ -1,0 +1,312 @@
+//! One build, from what it starts from to a template.
+//!
+//! Each step has a key, and its result is a manifest under an id that follows from the key: layers, and
+//! the context for what comes after. A step whose result is there is not done again. What a step
+//! leaves is written as any layer and manifest is, so that a crash between two steps loses neither,
+//! and one within a step leaves nothing of it.
+
+use std::{collections::VecDeque, time::Duration};
+
+use atoll_core::{Code, Error, LayerId, Result, error::codes};
+use atoll_orchestrator::commands::{Exit, Output};
+use atoll_storage::{BuildManifest, Layer, Lease, StepResult};
+use atoll_wire::{
+    build::{BuildFailure, BuildSpec, Step},
+    log::LogLevel,
+};
+use jiff::{SignedDuration, Timestamp};
+
+use super::{
+    Shared, base,
+    context::Context,
+    finish,
+    log::Log,
+    room::Room,
+    step::{self, Action, Key},
+    work,
+};
+
+/// Longest that one step may take (control-plane contract, section 10.5).
+const LONGEST_STEP: Duration = Duration::from_secs(60 * 60);
+/// Layers of a template: an overlay of more is slow to start, and the kernel's own limit is 500.
+const MOST_LAYERS: usize = 120;
+/// A result is marked as used once in this time.
+const MARK_EVERY: SignedDuration = SignedDuration::from_hours(24);
+
+/// A build under way.
+pub(crate) struct Job<'a> {
+    pub(crate) shared: &'a Shared,
+    pub(crate) spec: &'a BuildSpec,
+    pub(crate) log: Log<'a>,
+    /// What the steps so far have left.
+    pub(crate) parent: BuildManifest,
+    pub(crate) key: Key,
+    pub(crate) context: Context,
+    /// Keeps the layers so far.
+    _lease: Lease,
+    /// Results of earlier builds are of no use any more.
+    pub(crate) is_forced: bool,
+}
+
+/// Where a build has got to, for whoever reports its failure.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Progress {
+    /// As in [`BuildFailure::step`].
+    pub(crate) step: Option<String>,
+    /// As in [`BuildFailure::parent`].
+    pub(crate) parent: Option<String>,
+}
+
+impl Progress {
+    /// The failure of what is being done.
+    pub(crate) fn failure(&self, error: &Error) -> BuildFailure {
+        let fix = if error.fix.is_empty() { String::new() } else { format!(" {}", error.fix) };
+        // Clients show no more than this; `atoll explain` knows the code.
+        let space = if error.message.contains('\n') { '\n' } else { ' ' };
+        let message = format!("{}{fix}{space}({})", error.message, error.code);
+        BuildFailure {
+            step: self.step.clone(),
+            code: error.code.to_string(),
+            message,
+            parent: self.parent.clone(),
+        }
+    }
+}
+
+/// Does all of a build; `progress` says where it is.
+///
+/// # Errors
+/// Why it failed, for people.
+pub(crate) async fn run(
+    shared: &Shared,
+    spec: &BuildSpec,
+    progress: &std::sync::Mutex<Progress>,
+) -> Result<()> {
+    let note = |step: &str, parent: Option<&str>| {
+        let mut progress = progress.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        progress.step = Some(step.to_owned());
+        if let Some(parent) = parent {
+            progress.parent = Some(parent.to_owned());
+        }
+    };
+    note("base", None);
+    let log = Log::new(shared, &spec.id);
+    let mut job = base::begin(shared, spec, log).await?;
+    for (index, step) in spec.steps.iter().enumerate() {
+        note(&(index + 1).to_string(), Some(&job.parent.id));
+        job.step(index, step).await?;
+    }
+    note("finalize", Some(&job.parent.id));
+    finish::finish(job).await
+}
+
+impl<'a> Job<'a> {
+    /// A build that stands at `parent`, which has `key`.
+    pub(crate) async fn at(
+        shared: &'a Shared,
+        spec: &'a BuildSpec,
+        log: Log<'a>,
+        parent: BuildManifest,
+        key: Key,
+    ) -> Result<Self> {
+        let lease = shared.site.storage.lease(&parent.layers).await?;
+        let context = Context::of(&parent);
+        Ok(Self { shared, spec, log, parent, key, context, _lease: lease, is_forced: spec.force })
+    }
+
+    /// What is done from here on is of `manifest`.
+    async fn go_to(&mut self, manifest: BuildManifest, key: Key) -> Result<()> {
+        self._lease = self.shared.site.storage.lease(&manifest.layers).await?;
+        self.parent = manifest;
+        self.key = key;
+        Ok(())
+    }
+
+    /// Does a step, unless that was done before.
+    async fn step(&mut self, index: usize, step: &Step) -> Result<()> {
+        let action = step::action(step)?;
+        self.is_forced |= step.force;
+        let key = self.key.then(step);
+        let (text, short) = (step::text(step), key.short());
+        let number = format!("[builder {}/{}]", index + 1, self.spec.steps.len());
+        let name = (index + 1).to_string();
+        self.log.at(&name, &number);
+        if let Action::Set(pairs) = action {
+            self.log.say(LogLevel::Info, format!("{number} {text}"));
+            self.context.set(&pairs);
+            self.key = key;
+            return Ok(());
+        }
+        if let Some(found) = find(self.shared, &self.spec.team, &key, self.is_forced).await? {
+            self.log.say(LogLevel::Info, format!("CACHED {number} {text} [{short}]"));
+            self.context = Context::of(&found);
+            return self.go_to(found, key).await;
+        }
+        self.log.say(LogLevel::Info, format!("{number} {text} [{short}]"));
+        let done = tokio::time::timeout(LONGEST_STEP, self.perform(&action, &text, &key));
+        let layer = done.await.unwrap_or_else(|_| {
+            let minutes = LONGEST_STEP.as_secs() / 60;
+            let message = format!("`{text}` did not end within {minutes} minutes.");
+            Err(Error::new(codes::STEP_FAILED, message))
+        })?;
+        let manifest = self.keep(layer, &key, text).await?;
+        self.go_to(manifest, key).await
+    }
+
+    /// Does it in a sandbox, and makes a layer of what it leaves.
+    async fn perform(&mut self, action: &Action, text: &str, key: &Key) -> Result<Option<LayerId>> {
+        if self.parent.layers.len() >= MOST_LAYERS {
+            let message = format!("a template may have {MOST_LAYERS} layers.");
+            return Err(Error::new(codes::STEP_FAILED, message)
+                .with_fix("Join commands of several RUN steps with `&&`."));
+        }
+        let room = self.open(true).await?;
+        let done = match action {
+            Action::Run { command, user } => work::run(self, &room, command, user.as_deref()).await,
+            Action::Copy(copy) => work::copy(self, &room, copy).await,
+            Action::Workdir(path) => work::workdir(self, &room, path).await,
+            Action::User { name, sudo } => work::user(self, &room, name, *sudo).await,
+            Action::Set(_) => Ok(()),
+        };
+        done?;
+        room.close("", layer(text, key)).await
+    }
+
+    /// A sandbox of what the steps so far have left.
+    pub(crate) async fn open(&self, has_internet: bool) -> Result<Room> {
+        Room::open(&self.shared.site, self.spec, &self.parent, has_internet).await
+    }
+
+    /// Stores the result of a step, for this build and later ones.
+    pub(crate) async fn keep(
+        &self,
+        layer: Option<LayerId>,
+        key: &Key,
+        text: String,
+    ) -> Result<BuildManifest> {
+        let layers = self.parent.layers.iter().cloned().chain(layer).collect();
+        let result = StepResult {
+            team: self.spec.team.clone(),
+            text,
+            parent: Some(self.parent.id.clone()),
+            used_at: Timestamp::now(),
+        };
+        let manifest = BuildManifest {
+            step: Some(result),
+            ..manifest(self.shared, self.spec, key, layers, &self.context)
+        };
+        self.shared.site.storage.put_build(&manifest).await?;
+        Ok(manifest)
+    }
+}
+
+/// The manifest of these layers, as the result of what has `key`.
+pub(crate) fn manifest(
+    shared: &Shared,
+    spec: &BuildSpec,
+    key: &Key,
+    layers: Vec<LayerId>,
+    context: &Context,
+) -> BuildManifest {
+    BuildManifest {
+        id: key.build_id(),
+        template: spec.template.clone(),
+        alias: None,
+        layers,
+        envd_version: shared.envd_version.clone(),
+        vcpu: spec.resources.vcpu,
+        memory_mb: spec.resources.memory_mb,
+        disk_mb: spec.resources.disk_mb,
+        default_user: context.user.clone(),
+        default_workdir: context.workdir.clone(),
+        created_at: Timestamp::now(),
+        recipe_digest: key.hex(),
+        step: None,
+        env_vars: context.env_vars.clone(),
+        start: None,
+        snapshot: None,
+        stack: Vec::new(),
+        control_secret: None,
+    }
+}
+
+/// What a layer is called.
+pub(crate) fn layer(text: &str, key: &Key) -> Layer {
+    Layer { name: text.to_owned(), recipe: key.hex(), created_at: Timestamp::now() }
+}
+
+/// The result that an earlier build of the team has left under a key.
+pub(crate) async fn find(
+    shared: &Shared,
+    team: &str,
+    key: &Key,
+    is_forced: bool,
+) -> Result<Option<BuildManifest>> {
+    if is_forced {
+        return Ok(None);
+    }
+    let storage = &shared.site.storage;
+    let mut found = match storage.build(&key.build_id()).await {
+        Ok(Some(found)) => found,
+        Ok(None) => return Ok(None),
+        Err(error) if error.code == codes::LAYER_CORRUPT => {
+            tracing::warn!(%error, "a step has to be done again");
+            return Ok(None);
+        }
+        Err(error) => return Err(error),
+    };
+    let is_it = found.recipe_digest == key.hex();
+    let Some(result) = found.step.as_mut().filter(|result| is_it && result.team == team) else {
+        return Ok(None);
+    };
+    let now = Timestamp::now();
+    if now.duration_since(result.used_at) > MARK_EVERY {
+        result.used_at = now;
+        storage.put_build(&found).await?;
+    }
+    Ok(Some(found))
+}
+
+/// The last lines that a command has printed, for the message of a failure.
+#[derive(Debug, Default)]
+pub(crate) struct LastLines(VecDeque<String>);
+
+impl LastLines {
+    const MOST: usize = 15;
+
+    pub(crate) fn push(&mut self, line: String) {
+        if self.0.len() == Self::MOST {
+            self.0.pop_front();
+        }
+        self.0.push_back(line);
+    }
+
+    /// The lines.
+    pub(crate) fn text(&self) -> String {
+        self.0.iter().map(String::as_str).collect::<Vec<_>>().join("\n")
+    }
+
+    /// The failure of `what`, which ended so.
+    pub(crate) fn failure(&self, code: Code, what: &str, exit: &Exit) -> Error {
+        let how = match &exit.error {
+            Some(error) if exit.code < 0 => error.clone(),
+            _ => format!("exit code {}", exit.code),
+        };
+        let output = match self.0.is_empty() {
+            true => "It printed nothing.".to_owned(),
+            false => {
+                let lines: String = self.0.iter().flat_map(|line| ["\n  ", line]).collect();
+                format!("It last printed:{lines}")
+            }
+        };
+        Error::new(code, format!("`{what}` failed with {how}. {output}")).with_fix("")
+    }
+}
+
+/// What a stream is called in logs.
+pub(crate) fn stream_name(stream: Output) -> &'static str {
+    match stream {
+        Output::Out => "stdout",
+        Output::Err => "stderr",
+    }
+}
