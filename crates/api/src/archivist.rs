@@ -58,5 +58,8 @@ async fn prune_all(control: &Control) {
         if let Err(error) = control.database.prune_logs(before, MOST_LOG_LINES).await {
             tracing::warn!(%error, "old lines of logs were not deleted");
         }
+        if let Err(error) = control.database.prune_build_logs(before, MOST_LOG_LINES).await {
+            tracing::warn!(%error, "old lines of builds' logs were not deleted");
+        }
     }
 }

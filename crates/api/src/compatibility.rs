@@ -11,7 +11,7 @@ const HEAD: &str = "\
 Which part of the E2B wire protocol this release serves. Generated from the code
 (`crates/api/src/endpoints.rs`, `tests/rules.toml` and the tests); do not edit.
 
-An endpoint that is not built answers 501 with `ATL-2007`, after authentication. A field that is
+An endpoint that is not built, or is replaced, answers 501 with `ATL-2007`, after authentication. A field that is
 not built is accepted with its default value, and answers 400 with `ATL-2008` with any other.
 Unknown fields are ignored.
 ";
@@ -54,6 +54,9 @@ const FIELDS: &str = "
 | fork | `timeout`, `count` | built |
 | snapshots | `name` | built |
 | snapshots | `memory` | default value only |
+| v3 templates | `name`, `alias`, `tags`, `cpuCount`, `memoryMB`, `teamID` | built |
+| v3 templates | `minFreeDiskMb` | ignored: sandboxes have the disk of the team's tier |
+| build start | `fromImage`, `fromTemplate`, `fromImageRegistry`, `force`, `steps`, `startCmd`, `readyCmd` | built |
 ";
 
 /// The document, up to the rules.
@@ -93,5 +96,6 @@ fn word(support: Support) -> &'static str {
         Support::Own => "ours",
         Support::Planned => "not yet",
         Support::Refused => "not available",
+        Support::Replaced => "replaced",
     }
 }

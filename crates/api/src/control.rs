@@ -4,7 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use atoll_core::{Error, Result, SandboxId, error::codes};
 use atoll_state::{Catalogue, Database, catalogue::Entry};
-use atoll_wire::node::{EndReason, Node, NodeSandbox};
+use atoll_wire::{
+    build::Builder,
+    node::{EndReason, Node, NodeSandbox},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// The control plane's state and what it acts on.
@@ -12,6 +15,8 @@ pub(crate) struct Control {
     pub(crate) database: Arc<dyn Database>,
     pub(crate) catalogue: Arc<dyn Catalogue>,
     pub(crate) node: Arc<dyn Node>,
+    /// Who builds templates.
+    pub(crate) builder: Arc<dyn Builder>,
     /// The node's id.
     pub(crate) node_id: String,
     /// Key of the sandboxes' access tokens.
@@ -22,7 +27,7 @@ pub(crate) struct Control {
     pub(crate) domain: Option<String>,
     /// Longest a handler may take.
     pub(crate) handler_deadline: Duration,
-    /// Longest a request body may take to arrive.
+    /// Longest a request body may take to arrive, and the next piece of an upload.
     pub(crate) read_timeout: Duration,
     /// Work that outlives the request it began in.
     pub(crate) tasks: TaskTracker,

@@ -42,6 +42,8 @@ pub(crate) enum Support {
     Planned,
     /// Routed, and refused in the way the contract gives for deployments without it.
     Refused,
+    /// Routed, and answered with 501 and what takes its place.
+    Replaced,
 }
 
 /// An endpoint.
@@ -127,36 +129,40 @@ endpoints! {
     GET "/v2/sandboxes/{sandboxID}/logs" Team, Built, "as above";
 
     // Templates.
-    POST "/v3/templates" Team, Planned;
-    GET "/templates/{templateID}/files/{hash}" TeamOrUser, Planned;
-    POST "/v2/templates/{templateID}/builds/{buildID}" Team, Planned;
-    GET "/templates/{templateID}/builds/{buildID}/status" TeamOrUser, Planned;
-    GET "/templates/{templateID}/builds/{buildID}/logs" TeamOrUser, Planned;
+    POST "/v3/templates" Team, Built;
+    GET "/templates/{templateID}/files/{hash}" TeamOrUser, Built, "files have their address at the API, signed";
+    POST "/v2/templates/{templateID}/builds/{buildID}" Team, Built, "`fromImage: e2bdev/base` means the template `base`; `fromArchive` is ours";
+    GET "/templates/{templateID}/builds/{buildID}/status" TeamOrUser, Built, "`reason` has a `code` besides, with a page in `docs/errors`";
+    GET "/templates/{templateID}/builds/{buildID}/logs" TeamOrUser, Built, "kept for 7 days";
     GET "/templates/aliases/{alias}" Team, Built;
-    POST "/templates/tags" Team, Planned;
-    DELETE "/templates/tags" Team, Planned;
-    GET "/templates/{templateID}/tags" Team, Planned;
+    POST "/templates/tags" Team, Built;
+    DELETE "/templates/tags" Team, Built;
+    GET "/templates/{templateID}/tags" Team, Built;
     // These five are in the published clients' specification only.
-    GET "/templates/{templateID}/tags/count" Team, Planned;
-    GET "/templates/{templateID}/tags/exists" Team, Planned;
-    GET "/templates/{templateID}/tags/groups" Team, Planned;
-    GET "/templates/{templateID}/tags/{tag}/assignments" Team, Planned;
-    GET "/default-templates" TeamOrUser, Planned;
-    DELETE "/templates/{templateID}" TeamOrUser, Built, "snapshots; other templates not yet";
+    GET "/templates/{templateID}/tags/count" Team, Built;
+    GET "/templates/{templateID}/tags/exists" Team, Built;
+    GET "/templates/{templateID}/tags/groups" Team, Built;
+    GET "/templates/{templateID}/tags/{tag}/assignments" Team, Built;
+    GET "/default-templates" TeamOrUser, Built;
+    DELETE "/templates/{templateID}" TeamOrUser, Built, "what came with the deployment stays";
     GET "/templates" TeamOrUser, Built;
-    PATCH "/v2/templates/{templateID}" TeamOrUser, Planned;
-    GET "/v2/templates" TeamOrUser, Planned;
-    GET "/templates/{templateID}" Team, Planned;
-    PATCH "/templates/{templateID}" TeamOrUser, Planned;
-    POST "/v2/templates" Team, Planned;
-    POST "/templates" UserWithTeam, Planned;
-    POST "/templates/{templateID}" UserWithTeam, Planned;
-    POST "/templates/{templateID}/builds/{buildID}" UserWithTeam, Planned;
+    PATCH "/v2/templates/{templateID}" TeamOrUser, Built;
+    GET "/v2/templates" TeamOrUser, Built;
+    GET "/templates/{templateID}" Team, Built;
+    PATCH "/templates/{templateID}" TeamOrUser, Built;
+    POST "/v2/templates" Team, Built;
+    POST "/templates" UserWithTeam, Replaced, "its images are pushed with Docker; use `/v3/templates`";
+    POST "/templates/{templateID}" UserWithTeam, Replaced, "as above";
+    POST "/templates/{templateID}/builds/{buildID}" UserWithTeam, Replaced, "as above";
 
     // Beyond the contract.
     POST "/atoll/sandboxes/{sandboxID}/fork" Team, Own, "as `/sandboxes/{sandboxID}/fork`, of a paused sandbox too";
     POST "/atoll/sandboxes/{sandboxID}/rewind" Team, Own, "takes a sandbox back to one of its snapshots, in place";
     GET "/atoll/sandboxes/{sandboxID}/lineage" Team, Own, "what a sandbox came from, its snapshots and forks, each with the bytes that only it uses";
+    PUT "/upload/{teamID}/{hash}" Open, Own, "where files of builds go: at a signed address, for 30 minutes";
+    POST "/atoll/templates/builds/{buildID}/shell" Team, Own, "a sandbox as the failed step of a build found things; body `timeout`, `metadata`, `envVars`";
+    DELETE "/atoll/templates/builds/{buildID}" Team, Own, "cancels a build";
+    POST "/atoll/templates/prune" Team, Own, "deletes what builds left for later ones and nothing needs";
 
     // Teams, keys, tokens.
     GET "/teams" User, Built, "each call makes a key for each team, as keys are not kept in the clear";

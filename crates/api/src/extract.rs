@@ -29,6 +29,9 @@ pub(crate) struct SandboxPath(pub(crate) SandboxId);
 /// The only segment a path has, unescaped.
 pub(crate) struct Segment(pub(crate) String);
 
+/// The segments that a path has, unescaped.
+pub(crate) struct Segments<T>(pub(crate) T);
+
 /// A query; unknown parameters are ignored.
 pub(crate) struct Query<T>(pub(crate) T);
 
@@ -96,6 +99,17 @@ impl<S: Send + Sync> FromRequestParts<S> for Segment {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> ApiResult<Self> {
         match Path::<String>::from_request_parts(parts, state).await {
             Ok(Path(segment)) => Ok(Self(segment)),
+            Err(rejection) => Err(ApiError::validation(rejection.body_text())),
+        }
+    }
+}
+
+impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Segments<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> ApiResult<Self> {
+        match Path::<T>::from_request_parts(parts, state).await {
+            Ok(Path(segments)) => Ok(Self(segments)),
             Err(rejection) => Err(ApiError::validation(rejection.body_text())),
         }
     }

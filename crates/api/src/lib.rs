@@ -1,12 +1,13 @@
-//! The REST control plane (control-plane contract, sections 1 to 6 and 9 to 11).
+//! The REST control plane (control-plane contract, sections 1 to 6 and 8 to 11).
 //!
 //! [`Service`] serves the API and runs what keeps it true; [`Options`] configure it; a [`Handle`] is
-//! how the rest of the process reaches it. It stands on three traits and knows nothing behind them:
+//! how the rest of the process reaches it. It stands on four traits and knows nothing behind them:
 //!
 //! ```text
 //!  HTTP ── connection ── router ── auth ── handlers ──┬── Database    durable state
 //!                                                     ├── Catalogue   what there is
-//!                   watcher, sampler, archivist ──────┴── Node        where it runs
+//!            watcher, sampler, archivist, foreman ────┼── Node        where it runs
+//!                                                     └── Builder     what builds templates
 //! ```
 //!
 //! - `service`: start, serve, shut down. `connection`: one client's connection and its timeouts.
@@ -14,7 +15,7 @@
 //! - `auth`, `local`: who asks. `extract`: reading requests. `error`: answering failures.
 //! - `sandboxes`, `snapshots`, `templates`, `teams`, `health`: the handlers. `page`: listings in
 //!   pages. `unbuilt`: what is not there yet.
-//! - `watcher`, `sampler`, `archivist`: the background tasks. `wake`: traffic to what is paused.
+//! - `watcher`, `sampler`, `archivist`, `foreman`: the background tasks. `wake`: traffic to what is paused.
 //! - `openapi`, `compatibility`: the documents made from the code.
 
 mod archivist;
@@ -26,6 +27,7 @@ mod cursor;
 mod endpoints;
 mod error;
 mod extract;
+mod foreman;
 mod health;
 mod local;
 mod openapi;

@@ -19,7 +19,10 @@ use crate::{
     sandboxes::{
         create, deadline, fork, get, kill, lineage, list, logs, metrics, pause, resume, rewind,
     },
-    snapshots, teams, templates,
+    snapshots, teams,
+    templates::{
+        files, list as templates, own, register, start, status, tag_history, tags, update,
+    },
 };
 
 #[derive(OpenApi)]
@@ -70,8 +73,30 @@ pub(crate) fn built_routes() -> OpenApiRouter<Arc<Control>> {
         .routes(routes!(lineage::sandbox_lineage))
         .routes(routes!(snapshots::create_snapshot))
         .routes(routes!(snapshots::list_snapshots))
-        .routes(routes!(templates::delete_template))
         .routes(routes!(templates::list_templates))
         .routes(routes!(templates::template_alias))
+        .routes(routes!(templates::list_templates_v2))
+        .routes(routes!(templates::list_default_templates))
+        .routes(routes!(templates::get_template))
+        .routes(routes!(update::update_template))
+        .routes(routes!(update::update_template_v2))
+        .routes(routes!(update::delete_template))
+        .routes(routes!(register::register_template))
+        .routes(routes!(register::register_template_v2))
+        .routes(routes!(files::files_upload))
+        .routes(routes!(files::upload_files))
+        .routes(routes!(start::start_build))
+        .routes(routes!(status::build_status))
+        .routes(routes!(status::build_logs))
+        .routes(routes!(tags::assign_tags))
+        .routes(routes!(tags::delete_tags))
+        .routes(routes!(tags::list_tags))
+        .routes(routes!(tag_history::count_tags))
+        .routes(routes!(tag_history::tag_exists))
+        .routes(routes!(tag_history::tag_groups))
+        .routes(routes!(tag_history::tag_assignments))
+        .routes(routes!(own::build_shell))
+        .routes(routes!(own::cancel_build))
+        .routes(routes!(own::prune_templates))
         .routes(routes!(teams::list_teams))
 }

@@ -100,8 +100,12 @@ async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
     ApiError::new(codes::METHOD_NOT_ALLOWED, format!("{} does not take {method}.", uri.path()))
 }
 
-/// Ends a handler that takes too long. Handlers may be dropped at any point.
+/// Ends a handler that takes too long. Handlers may be dropped at any point. An upload takes as long
+/// as it goes on: it has deadlines of its own.
 async fn deadline(State(control): State<Arc<Control>>, request: Request, next: Next) -> Response {
+    if request.method() == Method::PUT && request.uri().path().starts_with("/upload/") {
+        return next.run(request).await;
+    }
     let is_create = request.method() == Method::POST
         && ["/sandboxes", "/v2/sandboxes"].contains(&request.uri().path());
     match tokio::time::timeout(control.handler_deadline, next.run(request)).await {

@@ -8,13 +8,18 @@ use atoll_core::{
     limits::{HANDLER_DEADLINE, READ_TIMEOUT},
 };
 use atoll_state::{Catalogue, Database};
-use atoll_wire::node::{Node, NodeSandbox};
+use atoll_wire::{
+    build::Builder,
+    node::{Node, NodeSandbox},
+};
 use axum::Router;
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::{net::TcpListener, task::JoinHandle, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{archivist, connection, control::Control, router::router, sampler, wake, watcher};
+use crate::{
+    archivist, connection, control::Control, foreman, router::router, sampler, wake, watcher,
+};
 
 /// How long requests under way, and then background work, may take to finish at shutdown.
 const GRACE: Duration = Duration::from_secs(2);
@@ -35,7 +40,8 @@ pub struct Options {
     pub domain: Option<String>,
     /// Longest a handler may take.
     pub handler_deadline: Duration,
-    /// Longest a client may take to send a request's head, and again its body.
+    /// Longest a client may take to send a request's head, and again its body; of an upload, each
+    /// piece of it.
     pub read_timeout: Duration,
 }
 
@@ -101,16 +107,17 @@ impl Handle {
 }
 
 impl Service {
-    /// Takes in what there is on the node, then serves.
+    /// Takes in what there is on the node and which builds are under way, then serves.
     ///
     /// # Errors
-    /// - the node's or the catalogue's, when that cannot be taken in.
+    /// - the node's, the builder's or the catalogue's, when that cannot be taken in.
     /// - `codes::BAD_OPTION`: the seed is empty, or the listener has no address.
     pub async fn start(
         options: Options,
         database: Arc<dyn Database>,
         catalogue: Arc<dyn Catalogue>,
         node: Arc<dyn Node>,
+        builder: Arc<dyn Builder>,
     ) -> Result<Self> {
         if options.seed.is_empty() {
             return Err(Error::new(codes::BAD_OPTION, "the seed of access tokens is empty."));
@@ -123,6 +130,7 @@ impl Service {
             catalogue,
             node_id: node.info().await?.id,
             node,
+            builder,
             seed: options.seed,
             admin_token: options.admin_token,
             domain: options.domain,
@@ -132,10 +140,12 @@ impl Service {
             stopping: CancellationToken::new(),
         });
         let adopted = watcher::adopt(&control).await?;
+        foreman::adopt(&control).await?;
         watcher::sweep(&control).await?;
         control.tasks.spawn(watcher::run(control.clone()));
         control.tasks.spawn(sampler::run(control.clone()));
         control.tasks.spawn(archivist::run(control.clone()));
+        control.tasks.spawn(foreman::run(control.clone()));
 
         let router = router(control.clone());
         let abort = CancellationToken::new();

@@ -14,7 +14,7 @@ use atoll_core::{
 use atoll_state::model::{Build, NewSnapshot, Snapshot, Team};
 use atoll_wire::{
     node::{self, NodeSandbox},
-    rest::{self, SandboxState, SnapshotInfo},
+    rest::{self, SnapshotInfo},
 };
 use axum::{Json, extract::State};
 use http::{HeaderMap, StatusCode};
@@ -32,7 +32,6 @@ use crate::{
         create::template_error,
         find,
         refusal::{Refusal, answered},
-        shown_state,
     },
 };
 
@@ -215,38 +214,4 @@ fn is_named(team: &Team, snapshot: &Snapshot, name: &Reference) -> bool {
     let is_id = name.namespace.is_none() && snapshot.template.as_str() == name.name;
     (is_id || snapshot.names.contains(&qualified))
         && name.tag.as_ref().is_none_or(|tag| snapshot.tag == *tag)
-}
-
-/// Deletes a template of snapshots of the team, unless there are sandboxes made of it.
-pub(crate) async fn delete(
-    control: &Arc<Control>,
-    team: &Team,
-    template: TemplateId,
-) -> ApiResult<()> {
-    let sandboxes = control.catalogue.list(&team.id.to_string()).await?;
-    let users = sandboxes.iter().filter(|entry| entry.sandbox.record.template == template);
-    let states: Vec<SandboxState> = users.map(|entry| shown_state(entry.sandbox.state)).collect();
-    for (state, word) in [(SandboxState::Running, "running"), (SandboxState::Paused, "paused")] {
-        if states.contains(&state) {
-            return Err(ApiError::fixed(
-                codes::INVALID_REQUEST,
-                format!(
-                    "cannot delete template '{template}' because there are {word} sandboxes using it"
-                ),
-            ));
-        }
-    }
-    let worker = control.clone();
-    let work = async move {
-        let Some(builds) = worker.database.delete_template(&template).await? else {
-            return Err(ApiError::fixed(
-                codes::TEMPLATE_NOT_FOUND,
-                format!("template '{template}' not found"),
-            ));
-        };
-        let builds: Vec<String> = builds.iter().map(ToString::to_string).collect();
-        worker.delete_builds(&builds).await;
-        Ok(())
-    };
-    control.to_the_end(work).await?
 }

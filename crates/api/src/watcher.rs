@@ -29,27 +29,27 @@ pub(crate) async fn adopt(control: &Control) -> Result<usize> {
     Ok(count)
 }
 
-/// Deletes the builds of snapshots that the database does not know: those that were being taken, or
-/// deleted, when an earlier process was killed, and what forks were made from. To be called before
-/// there are requests.
+/// Deletes the builds that the database does not know: those that were being taken, or deleted, when
+/// an earlier process was killed, and what forks were made from. Those that are to be are known. To
+/// be called before there are requests.
 ///
 /// Those that are older than the database belong to another one, which may come back.
 pub(crate) async fn sweep(control: &Control) -> Result<()> {
     let made_at = control.database.made_at().await?;
     let known: HashSet<String> =
-        control.database.snapshot_builds().await?.iter().map(ToString::to_string).collect();
-    let mut builds = control.node.snapshots().await?;
-    builds.retain(|snapshot| !known.contains(&snapshot.build));
+        control.database.known_builds().await?.iter().map(ToString::to_string).collect();
+    let mut builds = control.node.builds().await?;
+    builds.retain(|build| !known.contains(&build.build));
     let (older, builds): (Vec<_>, Vec<_>) =
-        builds.into_iter().partition(|snapshot| snapshot.created_at < made_at);
+        builds.into_iter().partition(|build| build.created_at < made_at);
     if !older.is_empty() {
         tracing::warn!(
-            snapshots = older.len(),
-            "snapshots are older than atoll.db, which does not know them: they are left alone; put the \
+            builds = older.len(),
+            "builds are older than atoll.db, which does not know them: they are left alone; put the \
              database back that they belong to"
         );
     }
-    let builds: Vec<String> = builds.into_iter().map(|snapshot| snapshot.build).collect();
+    let builds: Vec<String> = builds.into_iter().map(|build| build.build).collect();
     control.delete_builds(&builds).await;
     Ok(())
 }

@@ -1,11 +1,13 @@
 //! What answers: it finds the part of the deployment that a request is for and hands it over.
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc};
+use std::{convert::Infallible, sync::Arc};
 
 use atoll_core::{Error, error::codes};
 use atoll_proxy::{Body, Handler, Peer, RequestBody, client::Edge};
 use axum::{Router, extract::ConnectInfo};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header, uri::Scheme,
+};
 use serde_json::json;
 use tower::ServiceExt;
 
@@ -29,9 +31,12 @@ impl Front {
         Self { domain, api, edge }
     }
 
-    async fn api(&self, request: Request<RequestBody>, peer: SocketAddr) -> Response<Body> {
+    async fn api(&self, request: Request<RequestBody>, peer: Peer) -> Response<Body> {
         let mut request = request.map(axum::body::Body::new);
-        request.extensions_mut().insert(ConnectInfo(peer));
+        request.extensions_mut().insert(ConnectInfo(peer.address));
+        if peer.secure {
+            request.extensions_mut().insert(Scheme::HTTPS);
+        }
         let answer: Result<_, Infallible> = self.api.clone().oneshot(request).await;
         match answer {
             Ok(response) => response.map(Body::of_service),
@@ -96,7 +101,7 @@ impl Handler for Front {
             return invalid("The Host header is not a host.");
         };
         match place {
-            Place::Api => self.api(request, peer.address).await,
+            Place::Api => self.api(request, peer).await,
             Place::Sandbox => self.edge.handle(request, peer).await,
             Place::Home => self.home(&request),
             Place::Nowhere => {

@@ -2,12 +2,18 @@
 
 use async_trait::async_trait;
 use atoll_core::{Result, TemplateId, reference::Reference};
-use atoll_wire::node::LogLine;
+use atoll_wire::{
+    build::{BuildEvent, BuildLine},
+    node::LogLine,
+};
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use crate::model::{
-    Build, KeyOwner, LogQuery, MetricRow, NewSnapshot, Snapshot, Team, Template, TokenOwner,
+use crate::{
+    builds::{BuildLogQuery, BuildRecord, NewTemplateBuild, Registered, TagAssignment},
+    model::{
+        Build, KeyOwner, LogQuery, MetricRow, NewSnapshot, Snapshot, Team, Template, TokenOwner,
+    },
 };
 
 /// The team that [`Database::seed`] makes: the same in every deployment, so that what was written
@@ -66,6 +72,8 @@ pub struct Named {
     pub is_public: bool,
     /// Its builds are snapshots.
     pub is_snapshot: bool,
+    /// It came with the deployment: its only names are global ones.
+    pub is_shipped: bool,
 }
 
 /// Durable control-plane state.
@@ -103,7 +111,7 @@ pub trait Database: Send + Sync + 'static {
     async fn find_template(&self, reference: &Reference, team: &Team) -> Result<Named>;
 
     /// Deletes a template and gives its names free; returns the builds that it had, none if it was
-    /// not there.
+    /// not there. Those that were under way have failed then.
     async fn delete_template(&self, template: &TemplateId) -> Result<Option<Vec<Uuid>>>;
 
     /// The template that a snapshot of the team under `name`, which has no namespace and no tag, is
@@ -122,11 +130,62 @@ pub trait Database: Send + Sync + 'static {
     /// When this database was made, to the second: what is older, it cannot know.
     async fn made_at(&self) -> Result<Timestamp>;
 
-    /// The builds of the snapshots of all teams.
-    async fn snapshot_builds(&self) -> Result<Vec<Uuid>>;
+    /// The builds of all teams' templates and snapshots that are there, or are to be: what a node
+    /// has besides is nobody's.
+    async fn known_builds(&self) -> Result<Vec<Uuid>>;
 
     /// The team's templates and the global ones that have a ready build, oldest first.
     async fn templates(&self, team: &Team) -> Result<Vec<Template>>;
+
+    /// Lets every team use a template, or its own alone. With `reserve` a template that becomes
+    /// public gets its first alias in the global namespace, too: `CONFLICT` if that is taken. Returns
+    /// its qualified names.
+    async fn set_public(
+        &self,
+        template: &TemplateId,
+        public: bool,
+        reserve: bool,
+    ) -> Result<Vec<String>>;
+
+    /// Registers a build of the team's template of that alias, or of a new one. Builds of the
+    /// template with a tag of these that wait fail as superseded. `CONFLICT` or `FORBIDDEN` with the
+    /// contract's message when the alias is taken by something else, `BUILD_LIMIT` when the team has
+    /// as many builds under way as it may; nothing has changed then.
+    async fn register_build(&self, new: &NewTemplateBuild, team: &Team) -> Result<Registered>;
+
+    /// Lets a build that waits be under way. Others of its template with a tag of its that were
+    /// under way have failed as superseded then, and are returned. `INVALID_REQUEST` with the
+    /// contract's message if it does not wait.
+    async fn start_build(&self, build: Uuid) -> Result<Vec<Uuid>>;
+
+    /// A build, unless its template was deleted.
+    async fn build(&self, id: Uuid) -> Result<Option<BuildRecord>>;
+
+    /// All builds of a template.
+    async fn template_builds(&self, template: &TemplateId) -> Result<Vec<BuildRecord>>;
+
+    /// The builds of all teams that are under way.
+    async fn builds_under_way(&self) -> Result<Vec<Uuid>>;
+
+    /// Takes in what happened to builds, all of it or nothing. A build that is over does not change
+    /// any more: those that became ready though nobody waits for them are returned.
+    async fn record_build_events(&self, events: &[(Uuid, BuildEvent)]) -> Result<Vec<Uuid>>;
+
+    /// Lines of a build's log, in the order in which they were stored or in its reverse.
+    async fn build_log(&self, query: &BuildLogQuery) -> Result<Vec<BuildLine>>;
+
+    /// Deletes lines of builds' logs of before `before`, and of what is left all but the `keep` that
+    /// came last.
+    async fn prune_build_logs(&self, before: Timestamp, keep: u32) -> Result<()>;
+
+    /// All tags that were given to ready builds of a template, the last first.
+    async fn tag_assignments(&self, template: &TemplateId) -> Result<Vec<TagAssignment>>;
+
+    /// Lets tags of a template mean one of its builds.
+    async fn assign_tags(&self, template: &TemplateId, build: Uuid, tags: &[String]) -> Result<()>;
+
+    /// Takes tags away from the builds of a template that are not under way.
+    async fn remove_tags(&self, template: &TemplateId, tags: &[String]) -> Result<()>;
 
     /// Counts one more sandbox made of `template`.
     async fn count_spawn(&self, template: &TemplateId) -> Result<()>;

@@ -5,6 +5,8 @@ use atoll_wire::log::LogLevel;
 use jiff::Timestamp;
 use uuid::Uuid;
 
+use crate::builds::BuildStatus;
+
 /// A team: what owns sandboxes and templates.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Team {
@@ -71,11 +73,21 @@ pub struct Template {
     pub spawn_count: u64,
     /// Builds so far.
     pub build_count: u32,
-    /// The newest ready build.
+    /// The newest ready build; while there is none, the newest of all.
     pub build: Build,
+    /// Where the newest build stands.
+    pub status: BuildStatus,
 }
 
-/// A ready build of a template.
+impl Template {
+    /// Whether it came with the deployment: its only names are global ones.
+    #[must_use]
+    pub fn is_shipped(&self) -> bool {
+        !self.names.is_empty() && self.names.iter().all(|name| !name.contains('/'))
+    }
+}
+
+/// What a sandbox must know of the build that it is made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Build {
     /// Its id; names the layers on the node.

@@ -13,13 +13,15 @@ use atoll_core::{
     Error,
     error::codes,
     key::{self, API_KEY_PREFIX},
+    reference::Reference,
 };
 use atoll_state::{
     Database, SqliteDatabase,
+    builds::BuildStatus,
     database::{DEVELOPMENT_ACCESS_TOKEN, DEVELOPMENT_API_KEY, Seed},
     model::MetricRow,
 };
-use sqlx::{Connection, SqliteConnection, sqlite::SqliteConnectOptions};
+use sqlx::{AssertSqlSafe, Connection, SqliteConnection, sqlite::SqliteConnectOptions};
 use tempfile::TempDir;
 use uuid::Uuid;
 
@@ -189,4 +191,48 @@ async fn a_closed_database_answers_with_an_error() {
     db.close().await;
     assert_eq!(db.team(Uuid::nil()).await.unwrap_err().code, codes::INTERNAL);
     db.close().await;
+}
+
+#[tokio::test]
+async fn builds_of_an_older_atoll_have_their_template() {
+    let (_directory, path) = older_database().await;
+    let db = SqliteDatabase::open(&path).await.unwrap();
+    let team = db.team(OLD).await.unwrap().unwrap();
+    assert_eq!(team.tier.concurrent_builds, 20);
+    let build = db.build(OLD).await.unwrap().unwrap();
+    assert_eq!((build.template.as_str(), build.status), ("old", BuildStatus::Ready));
+    let listed = db.templates(&team).await.unwrap();
+    assert_eq!((listed[0].build.id, listed[0].build_count), (OLD, 1));
+    let by_id = Reference::parse(&format!("old:{OLD}")).unwrap();
+    assert_eq!(db.resolve_template(&by_id, &team).await.unwrap().build.id, OLD);
+    assert_eq!(db.known_builds().await.unwrap(), [OLD]);
+    assert_eq!(db.delete_template(&build.template).await.unwrap(), Some(vec![OLD]));
+    db.close().await;
+}
+
+const OLD: Uuid = Uuid::from_u128(7);
+
+/// A database from before builds had a life of their own, with a team, a template and its build.
+async fn older_database() -> (TempDir, std::path::PathBuf) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("atoll.db");
+    let options = SqliteConnectOptions::new().filename(&path).create_if_missing(true);
+    let mut connection = SqliteConnection::connect_with(&options).await.unwrap();
+    let mut migrations = sqlx::migrate!("./migrations/sqlite");
+    migrations.migrations = migrations.iter().take(3).cloned().collect();
+    migrations.run(&mut connection).await.unwrap();
+    let rows = format!(
+        "INSERT INTO tiers VALUES ('t', 'T', 1, 1, 1, 512, 512); \
+         INSERT INTO teams (id, name, slug, tier, created_at) VALUES ('{OLD}', 'Old', 'o', 't', 1); \
+         INSERT INTO envs (id, team_id, public, created_at, updated_at) \
+             VALUES ('old', '{OLD}', FALSE, 1, 1); \
+         INSERT INTO env_builds (id, team_id, status, status_group, vcpu, ram_mb, disk_mb, \
+             envd_version, created_at, updated_at) \
+             VALUES ('{OLD}', '{OLD}', 'success', 'ready', 1, 512, 512, '0.6.4', 1, 1); \
+         INSERT INTO env_build_assignments (env_id, build_id, tag, created_at) \
+             VALUES ('old', '{OLD}', 'default', 1)"
+    );
+    sqlx::raw_sql(AssertSqlSafe(rows)).execute(&mut connection).await.unwrap();
+    connection.close().await.unwrap();
+    (directory, path)
 }

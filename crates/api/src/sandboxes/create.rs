@@ -105,6 +105,24 @@ struct Order {
     body: rest::NewSandbox,
 }
 
+/// Starts a sandbox from `state`: what a step of the build that is resolved has left, or the build
+/// itself. As on the v2 route otherwise.
+pub(crate) async fn of_build(
+    control: &Arc<Control>,
+    team: &Team,
+    body: rest::NewSandbox,
+    resolved: Resolved,
+    state: String,
+) -> ApiResult<Answer> {
+    const TIMEOUT: u32 = DEFAULT_TIMEOUT_V2.as_secs() as u32;
+    let defaults = Defaults { timeout: TIMEOUT, always_secure: true };
+    let given = check_labels(&body)?;
+    let order = order(control, team, body, resolved, given, defaults)?;
+    let record = SandboxRecord { build: state, ..record(team, order) };
+    let entry = start(control, team, record).await?;
+    Ok((StatusCode::CREATED, JsonAnswer(summary(control, &entry))))
+}
+
 async fn create(
     control: &Arc<Control>,
     team: &Team,
@@ -164,15 +182,33 @@ async fn check(
     body: rest::NewSandbox,
     defaults: Defaults,
 ) -> ApiResult<Order> {
-    let given = body.timeout.map(|timeout| seconds("timeout", timeout)).transpose()?;
-    fields::check_env_vars(body.env_vars.as_ref())?;
-    fields::check_size("metadata", body.metadata.as_ref())?;
-    fields::check_size("envVars", body.env_vars.as_ref())?;
+    let given = check_labels(&body)?;
     let reference = Reference::parse(&body.template_id).map_err(|error| {
         ApiError::fixed(codes::INVALID_REQUEST, format!("Invalid template reference: {error}"))
     })?;
     let resolved =
         control.database.resolve_template(&reference, team).await.map_err(template_error)?;
+    order(control, team, body, resolved, given, defaults)
+}
+
+/// Checks what the client says of the sandbox; returns the timeout given, seconds.
+fn check_labels(body: &rest::NewSandbox) -> ApiResult<Option<u32>> {
+    let given = body.timeout.map(|timeout| seconds("timeout", timeout)).transpose()?;
+    fields::check_env_vars(body.env_vars.as_ref())?;
+    fields::check_size("metadata", body.metadata.as_ref())?;
+    fields::check_size("envVars", body.env_vars.as_ref())?;
+    Ok(given)
+}
+
+/// The checks behind the template's.
+fn order(
+    control: &Control,
+    team: &Team,
+    body: rest::NewSandbox,
+    resolved: Resolved,
+    given: Option<u32>,
+    defaults: Defaults,
+) -> ApiResult<Order> {
     let timeout = given.unwrap_or(defaults.timeout);
     if timeout == 0 {
         return Err(ApiError::fixed(codes::INVALID_REQUEST, "Timeout must be greater than 0"));
@@ -270,6 +306,7 @@ fn record(team: &Team, order: Order) -> SandboxRecord {
         on_timeout,
         auto_resume: body.auto_resume.and_then(|resume| resume.enabled).unwrap_or(false),
         forked_from: None,
+        is_for_build: false,
         started_at: now,
         end_at: now,
     }

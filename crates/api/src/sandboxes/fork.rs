@@ -211,6 +211,7 @@ impl Order {
             timeout: self.timeout,
             longest: longest(&self.team),
             forked_from: Some(self.source.id.clone()),
+            is_for_build: false,
             started_at: now,
             end_at: now,
             ..self.source.clone()

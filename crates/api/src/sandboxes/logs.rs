@@ -136,7 +136,7 @@ fn window(
 }
 
 /// A time in a query; one that no clock will show is the last there is.
-fn milliseconds(name: &str, value: Option<i64>) -> ApiResult<Option<Timestamp>> {
+pub(crate) fn milliseconds(name: &str, value: Option<i64>) -> ApiResult<Option<Timestamp>> {
     match value {
         Some(value) if value < 0 => {
             Err(ApiError::validation(format!("{name} must be 0 or more, got {value}")))
@@ -155,7 +155,7 @@ fn limit(value: Option<i64>) -> ApiResult<u32> {
     }
 }
 
-fn direction(name: Option<&str>) -> ApiResult<Direction> {
+pub(crate) fn direction(name: Option<&str>) -> ApiResult<Direction> {
     match name {
         None | Some("backward") => Ok(Direction::Backward),
         Some("forward") => Ok(Direction::Forward),
@@ -165,7 +165,7 @@ fn direction(name: Option<&str>) -> ApiResult<Direction> {
     }
 }
 
-fn level(name: Option<&str>) -> ApiResult<LogLevel> {
+pub(crate) fn level(name: Option<&str>) -> ApiResult<LogLevel> {
     match name {
         None | Some("debug") => Ok(LogLevel::Debug),
         Some("info") => Ok(LogLevel::Info),

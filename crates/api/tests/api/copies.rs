@@ -358,7 +358,8 @@ async fn a_snapshot_that_is_not_used_is_deleted() {
 #[tokio::test]
 async fn templates_of_the_deployment_stay() {
     let stack = Stack::start().await;
-    stack.delete("/templates/base").await.failure(501);
+    let message = stack.delete("/templates/base").await.failure(403);
+    assert!(message.ends_with("came with this deployment and cannot be deleted"), "{message}");
     let (_, key) = stack.other_team().await;
     let request = stack.anonymous(Method::DELETE, "/templates/base").header("X-API-Key", key);
     let message = send(request).await.failure(403);

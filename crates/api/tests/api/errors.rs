@@ -188,7 +188,7 @@ fn rows(support: &str) -> Vec<(Method, String)> {
 async fn what_is_not_built_says_so_to_those_who_may_ask() {
     let stack = Stack::start().await;
     let rows = rows("not yet");
-    assert!(rows.len() > 40, "{rows:?}");
+    assert!(rows.len() > 20, "{rows:?}");
     for (method, path) in rows {
         let anonymous = send(stack.anonymous(method.clone(), &path)).await;
         assert_eq!(anonymous.failure(401), "authorization header is missing", "{method} {path}");
@@ -209,9 +209,20 @@ async fn what_is_not_built_says_so_to_those_who_may_ask() {
         assert_eq!(answer.json()["error_code"], "ATL-2007", "{method} {path}");
         assert_eq!(answer.headers["should-retry"], "false");
     }
-    let request = stack.anonymous(Method::POST, "/templates").bearer_auth(ACCESS_TOKEN);
-    let request = request.header("content-type", "multipart/form-data; boundary=x");
-    assert!(send(request).await.failure(501).contains("update the E2B CLI"));
+}
+
+#[tokio::test]
+async fn builds_by_docker_push_are_told_what_takes_their_place() {
+    let stack = Stack::start().await;
+    let rows = rows("replaced");
+    assert_eq!(rows.len(), 3);
+    for (method, path) in rows {
+        send(stack.anonymous(method.clone(), &path)).await.failure(401);
+        let request = stack.anonymous(method, &path).bearer_auth(ACCESS_TOKEN);
+        let message = send(request).await.failure(501);
+        assert!(message.contains("update the E2B CLI"), "{message}");
+        assert!(message.contains("POST /v3/templates"), "{message}");
+    }
 }
 
 #[tokio::test]

@@ -17,8 +17,8 @@ use atoll_core::{
     lifecycle::{Kept, State},
 };
 use atoll_wire::node::{
-    Change, Created, Deadline, EndReason, LogLine, Node, NodeInfo, NodeSandbox, OnTimeout, Resume,
-    Resumed, Sample, SandboxRecord, Snapshot, SnapshotBuild, Space,
+    BuildSummary, Change, Created, Deadline, EndReason, LogLine, Node, NodeInfo, NodeSandbox,
+    OnTimeout, Resume, Resumed, Sample, SandboxRecord, Snapshot, Space,
 };
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::{Notify, Semaphore};
@@ -349,9 +349,9 @@ impl Node for FakeNode {
         Ok(self.builds().remove(build).is_some())
     }
 
-    async fn snapshots(&self) -> Result<Vec<SnapshotBuild>> {
+    async fn builds(&self) -> Result<Vec<BuildSummary>> {
         let created_at = self.taken_at.lock().unwrap().unwrap_or_else(Timestamp::now);
-        let shown = |build: &String| SnapshotBuild { build: build.clone(), created_at };
+        let shown = |build: &String| BuildSummary { build: build.clone(), created_at };
         Ok(self.builds().keys().map(shown).collect())
     }
 

@@ -15,7 +15,7 @@ use sqlx::{ConnectOptions, SqliteConnection, sqlite::SqliteConnectOptions};
 use tokio::net::TcpListener;
 use uuid::Uuid;
 
-use crate::node::FakeNode;
+use crate::{builder::FakeBuilder, node::FakeNode};
 
 pub(crate) const KEY: &str = DEVELOPMENT_API_KEY;
 pub(crate) const ACCESS_TOKEN: &str = DEVELOPMENT_ACCESS_TOKEN;
@@ -26,6 +26,7 @@ pub(crate) const ADMIN_TOKEN: &str = "correct horse";
 /// A running control plane; its files go when it is dropped.
 pub(crate) struct Stack {
     pub(crate) node: Arc<FakeNode>,
+    pub(crate) builder: Arc<FakeBuilder>,
     pub(crate) catalogue: Arc<MemoryCatalogue>,
     pub(crate) service: Service,
     pub(crate) client: Client,
@@ -93,6 +94,7 @@ async fn serve(
     database: &SqliteDatabase,
     catalogue: &Arc<MemoryCatalogue>,
     node: &Arc<FakeNode>,
+    builder: &Arc<FakeBuilder>,
     configure: impl FnOnce(&mut Options),
 ) -> Service {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -100,7 +102,8 @@ async fn serve(
     options.admin_token = Some(ADMIN_TOKEN.to_owned());
     configure(&mut options);
     let database = Arc::new(database.clone());
-    Service::start(options, database, catalogue.clone(), node.clone()).await.unwrap()
+    let (catalogue, node, builder) = (catalogue.clone(), node.clone(), builder.clone());
+    Service::start(options, database, catalogue, node, builder).await.unwrap()
 }
 
 impl Stack {
@@ -130,15 +133,16 @@ impl Stack {
         database.publish_global_template(&base, team.id).await.unwrap();
 
         let (node, catalogue) = (Arc::new(node), Arc::new(MemoryCatalogue::new()));
-        let service = serve(&database, &catalogue, &node, configure).await;
-        Self { node, catalogue, service, client: Client::new(), user, database, directory }
+        let builder = Arc::new(FakeBuilder::default());
+        let service = serve(&database, &catalogue, &node, &builder, configure).await;
+        Self { node, builder, catalogue, service, client: Client::new(), user, database, directory }
     }
 
     /// Shuts the control plane down and starts another on the same database and node.
     pub(crate) async fn again(self) -> Self {
         self.service.shutdown().await;
         let catalogue = Arc::new(MemoryCatalogue::new());
-        let service = serve(&self.database, &catalogue, &self.node, |_| {}).await;
+        let service = serve(&self.database, &catalogue, &self.node, &self.builder, |_| {}).await;
         Self { catalogue, service, ..self }
     }
 
@@ -166,6 +170,39 @@ impl Stack {
 
     pub(crate) async fn post(&self, path: &str, body: Value) -> Answer {
         send(self.request(Method::POST, path).json(&body)).await
+    }
+
+    /// A template of this name that is built already: its id and that of its build.
+    pub(crate) async fn template(&self, name: &str) -> (String, String) {
+        let (template, build) = self.started(name, json!({"fromTemplate": "base"})).await;
+        self.builder.finish(&build);
+        self.reaches(&template, &build, "ready").await;
+        (template, build)
+    }
+
+    /// A build that is under way.
+    pub(crate) async fn started(&self, name: &str, body: Value) -> (String, String) {
+        let (template, build) = self.registered(json!({"name": name})).await;
+        let path = format!("/v2/templates/{template}/builds/{build}");
+        self.post(&path, body).await.success(202);
+        (template, build)
+    }
+
+    /// A build that waits.
+    pub(crate) async fn registered(&self, body: Value) -> (String, String) {
+        let answer = self.post("/v3/templates", body).await.success(202);
+        let text = |name: &str| answer[name].as_str().unwrap().to_owned();
+        (text("templateID"), text("buildID"))
+    }
+
+    pub(crate) async fn status(&self, template: &str, build: &str) -> Value {
+        self.get(&format!("/templates/{template}/builds/{build}/status")).await.success(200)
+    }
+
+    /// Waits until a build has a status, and returns all of that.
+    pub(crate) async fn reaches(&self, template: &str, build: &str, status: &str) -> Value {
+        eventually(|| async { self.status(template, build).await["status"] == status }).await;
+        self.status(template, build).await
     }
 
     /// Makes a sandbox of `base` and returns what create answered.

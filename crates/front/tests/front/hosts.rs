@@ -18,6 +18,7 @@ async fn names_lead_to_their_parts_over_every_kind_of_connection() {
             assert_eq!(status, StatusCode::OK, "{scheme} {host}");
             assert!(text.starts_with("api 127.0.0.1:"), "the peer is the client's own: {text}");
             assert!(text.contains(" api.sbx.localhost"), "{text}");
+            assert!(text.ends_with(&format!(" {scheme}")), "{text}");
         }
         let host = format!("8000-{ID}.sbx.localhost:8443");
         let (_, text) = client.fetch(&host.to_uppercase(), "/").await;

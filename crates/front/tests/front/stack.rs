@@ -8,7 +8,7 @@ use atoll_front::{Authority, Certificates, Domain, Identity, Options, Service};
 use atoll_proxy::{Access, Directory, Location, Target, client};
 use axum::{Router, extract::ConnectInfo, routing::any};
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::{Request, Response, StatusCode, uri::Scheme};
 use http_body_util::{BodyExt, Empty};
 use hyper::{
     body::Incoming,
@@ -103,8 +103,10 @@ pub(crate) async fn try_stack(certificates: Certificates, authority: String) -> 
     let proxy = client::Service::start(options, loopback().await, loopback().await).unwrap();
     let api = Router::new().route(
         "/who",
-        any(async |ConnectInfo(peer): ConnectInfo<SocketAddr>, headers: HeaderMap| {
-            format!("api {} {}", peer, headers["host"].to_str().unwrap())
+        any(async |ConnectInfo(peer): ConnectInfo<SocketAddr>, request: axum::extract::Request| {
+            let host = request.headers()["host"].to_str().unwrap();
+            let scheme = request.extensions().get().unwrap_or(&Scheme::HTTP);
+            format!("api {peer} {host} {scheme}")
         }),
     );
     let front = Service::start(Options {

@@ -64,7 +64,7 @@ macro_rules! team_columns {
     () => {
         "t.id AS team_id, t.name AS team_name, t.slug, t.is_banned, t.is_blocked, \
          t.blocked_reason, l.id AS tier_id, l.concurrent_instances, l.max_length_hours, \
-         l.max_vcpu, l.max_ram_mb, l.disk_mb"
+         l.max_vcpu, l.max_ram_mb, l.disk_mb, l.concurrent_template_builds"
     };
 }
 
@@ -81,6 +81,7 @@ fn read_team(row: &SqliteRow) -> Result<Team> {
             max_vcpu: row.number("max_vcpu")?,
             max_ram_mb: row.number("max_ram_mb")?,
             disk_mb: row.number("disk_mb")?,
+            concurrent_builds: row.number("concurrent_template_builds")?,
         },
         banned: row.value("is_banned")?,
         blocked: row.value::<bool>("is_blocked")?.then(|| reason.unwrap_or_default()),
@@ -246,7 +247,8 @@ async fn seed_team(tx: &mut Transaction<'static, Sqlite>, user: Uuid) -> Result<
     let tier = DEVELOPMENT_TIER;
     sqlx::query(
         "INSERT INTO tiers (id, name, concurrent_instances, max_length_hours, max_vcpu, \
-         max_ram_mb, disk_mb) VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (id) DO NOTHING",
+         max_ram_mb, disk_mb, concurrent_template_builds) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (id) DO NOTHING",
     )
     .bind(TIER)
     .bind("Development")
@@ -255,6 +257,7 @@ async fn seed_team(tx: &mut Transaction<'static, Sqlite>, user: Uuid) -> Result<
     .bind(i64::from(tier.max_vcpu))
     .bind(i64::from(tier.max_ram_mb))
     .bind(i64::from(tier.disk_mb))
+    .bind(i64::from(tier.concurrent_builds))
     .execute(&mut **tx)
     .await
     .coded()?;

@@ -13,18 +13,23 @@ use crate::model::{Direction, LogQuery};
 /// Rows of one insert statement; eight values each, and SQLite binds at most 32766.
 const INSERT_ROWS: usize = 500;
 /// Rows of one delete: between two, other writers get their turn.
-const DELETE_ROWS: i64 = 10_000;
+pub(super) const DELETE_ROWS: i64 = 10_000;
 
 /// The levels as they are stored, each at its number.
 const LEVELS: [LogLevel; 4] = [LogLevel::Debug, LogLevel::Info, LogLevel::Warn, LogLevel::Error];
 
-fn level_number(level: LogLevel) -> i64 {
+pub(super) fn level_number(level: LogLevel) -> i64 {
     match level {
         LogLevel::Debug => 0,
         LogLevel::Info => 1,
         LogLevel::Warn => 2,
         LogLevel::Error => 3,
     }
+}
+
+/// A level by its number. Another number was not written by Atoll; the line is worth more than it.
+pub(super) fn to_level(number: usize) -> LogLevel {
+    LEVELS.get(number).copied().unwrap_or(LogLevel::Error)
 }
 
 pub(super) async fn put(db: &SqliteDatabase, lines: &[LogLine]) -> Result<()> {
@@ -97,7 +102,6 @@ async fn select(db: &SqliteDatabase, wanted: &LogQuery) -> Result<Vec<LogLine>> 
 }
 
 fn read_row(row: &SqliteRow) -> Result<LogLine> {
-    let level: usize = row.number("level")?;
     // An unreadable value was not written by Atoll; the line is worth more than the value.
     let fields: BTreeMap<String, String> =
         serde_json::from_str(row.value("fields")?).unwrap_or_default();
@@ -106,7 +110,7 @@ fn read_row(row: &SqliteRow) -> Result<LogLine> {
         team: row.value("team_id")?,
         timestamp: row.time("timestamp")?,
         sequence: row.number("sequence")?,
-        level: LEVELS.get(level).copied().unwrap_or(LogLevel::Error),
+        level: to_level(row.number("level")?),
         logger: row.value("logger")?,
         message: row.value("message")?,
         fields,

@@ -3,8 +3,9 @@
 //! - [`error`]: what SQLite's failures mean to an operator.
 //! - [`columns`]: reading columns.
 //! - [`keys`]: tiers, teams, users, API keys and access tokens, and the seed.
-//! - [`templates`]: templates, aliases, builds and how a reference leads to one.
-//! - [`snapshots`]: snapshots, and the deletion of templates.
+//! - [`templates`]: templates, aliases, builds and how a reference leads to one; [`listing`] them.
+//! - [`builds`]: the life of builds. [`build_logs`]: what they say. [`tags`]: what tags mean.
+//! - [`snapshots`]: copies of sandboxes.
 //! - [`metrics`]: samples of resource use.
 //! - [`logs`]: what sandboxes log.
 //!
@@ -13,12 +14,16 @@
 //! statement take the write lock at once (`BEGIN IMMEDIATE`): a transaction that reads first and
 //! then wants to write would be refused instead of waiting its turn.
 
+mod build_logs;
+mod builds;
 mod columns;
 mod error;
 mod keys;
+mod listing;
 mod logs;
 mod metrics;
 mod snapshots;
+mod tags;
 mod templates;
 
 use std::{
@@ -27,7 +32,10 @@ use std::{
 
 use async_trait::async_trait;
 use atoll_core::{Result, TemplateId, reference::Reference};
-use atoll_wire::node::LogLine;
+use atoll_wire::{
+    build::{BuildEvent, BuildLine},
+    node::LogLine,
+};
 use jiff::Timestamp;
 use sqlx::{
     Sqlite, SqlitePool, Transaction,
@@ -39,6 +47,7 @@ use uuid::Uuid;
 
 use self::error::{Context, cannot_create, cannot_migrate};
 use crate::{
+    builds::{BuildLogQuery, BuildRecord, NewTemplateBuild, Registered, TagAssignment},
     database::{Database, Named, NewBuild, Resolved, Seed},
     model::{KeyOwner, LogQuery, MetricRow, NewSnapshot, Snapshot, Team, Template, TokenOwner},
 };
@@ -165,7 +174,7 @@ impl Database for SqliteDatabase {
     }
 
     async fn delete_template(&self, template: &TemplateId) -> Result<Option<Vec<Uuid>>> {
-        snapshots::delete_template(self, template).await
+        templates::delete(self, template).await
     }
 
     async fn snapshot_template(&self, team: &Team, name: &str) -> Result<Option<TemplateId>> {
@@ -184,12 +193,65 @@ impl Database for SqliteDatabase {
         snapshots::made_at(self).await
     }
 
-    async fn snapshot_builds(&self) -> Result<Vec<Uuid>> {
-        snapshots::builds(self).await
+    async fn known_builds(&self) -> Result<Vec<Uuid>> {
+        builds::known(self).await
     }
 
     async fn templates(&self, team: &Team) -> Result<Vec<Template>> {
-        templates::list(self, team).await
+        listing::list(self, team).await
+    }
+
+    async fn set_public(
+        &self,
+        template: &TemplateId,
+        public: bool,
+        reserve: bool,
+    ) -> Result<Vec<String>> {
+        templates::set_public(self, template, public, reserve).await
+    }
+
+    async fn register_build(&self, new: &NewTemplateBuild, team: &Team) -> Result<Registered> {
+        builds::register(self, new, team).await
+    }
+
+    async fn start_build(&self, build: Uuid) -> Result<Vec<Uuid>> {
+        builds::start(self, build).await
+    }
+
+    async fn build(&self, id: Uuid) -> Result<Option<BuildRecord>> {
+        builds::get(self, id).await
+    }
+
+    async fn template_builds(&self, template: &TemplateId) -> Result<Vec<BuildRecord>> {
+        builds::of_template(self, template).await
+    }
+
+    async fn builds_under_way(&self) -> Result<Vec<Uuid>> {
+        builds::under_way(self).await
+    }
+
+    async fn record_build_events(&self, events: &[(Uuid, BuildEvent)]) -> Result<Vec<Uuid>> {
+        builds::record(self, events).await
+    }
+
+    async fn build_log(&self, query: &BuildLogQuery) -> Result<Vec<BuildLine>> {
+        build_logs::find(self, query).await
+    }
+
+    async fn prune_build_logs(&self, before: Timestamp, keep: u32) -> Result<()> {
+        build_logs::prune(self, before, keep).await
+    }
+
+    async fn tag_assignments(&self, template: &TemplateId) -> Result<Vec<TagAssignment>> {
+        tags::assignments(self, template).await
+    }
+
+    async fn assign_tags(&self, template: &TemplateId, build: Uuid, tags: &[String]) -> Result<()> {
+        tags::assign_all(self, template, build, tags).await
+    }
+
+    async fn remove_tags(&self, template: &TemplateId, tags: &[String]) -> Result<()> {
+        tags::remove(self, template, tags).await
     }
 
     async fn count_spawn(&self, template: &TemplateId) -> Result<()> {

@@ -1,4 +1,4 @@
-//! Snapshots, and the deletion of templates, which they are.
+//! Snapshots.
 
 use std::collections::HashMap;
 
@@ -12,7 +12,7 @@ use super::{
     columns::{Columns, bad_value},
     error::Context,
     now,
-    templates::{add_ready_build, assign},
+    templates::{add_alias, add_ready_build, assign},
 };
 use crate::model::{NewSnapshot, Snapshot, Team};
 
@@ -68,7 +68,7 @@ pub(super) async fn add(db: &SqliteDatabase, new: &NewSnapshot, team: &Team) -> 
         Some(template) => template,
         None => make_template(&mut tx, new, team).await?,
     };
-    add_ready_build(&mut tx, &new.build, team.id).await?;
+    add_ready_build(&mut tx, &template, &new.build, team.id).await?;
     assign(&mut tx, &template, new.build.id, &new.tag).await?;
     let created_at = now();
     sqlx::query(
@@ -114,18 +114,7 @@ async fn make_template(
         return Err(Error::new(codes::CONFLICT, message));
     }
     let Some(name) = &new.name else { return Ok(new.template.clone()) };
-    // The name of a template that was deleted is taken over.
-    sqlx::query(
-        "INSERT INTO env_aliases (id, alias, namespace, env_id) VALUES ($1, $2, $3, $4) \
-         ON CONFLICT (alias, COALESCE(namespace, '')) DO UPDATE SET env_id = excluded.env_id",
-    )
-    .bind(Uuid::now_v7().to_string())
-    .bind(name)
-    .bind(&team.slug)
-    .bind(new.template.as_str())
-    .execute(&mut **tx)
-    .await
-    .coded()?;
+    add_alias(tx, &new.template, name, Some(&team.slug)).await?;
     Ok(new.template.clone())
 }
 
@@ -205,50 +194,4 @@ pub(super) async fn made_at(db: &SqliteDatabase) -> Result<Timestamp> {
     .await
     .coded()?;
     Timestamp::from_second(seconds).map_err(|_| bad_value("installed_on", seconds))
-}
-
-pub(super) async fn builds(db: &SqliteDatabase) -> Result<Vec<Uuid>> {
-    sqlx::query(
-        "SELECT s.build_id FROM snapshots s JOIN envs e ON e.id = s.env_id \
-         WHERE e.deleted_at IS NULL",
-    )
-    .fetch_all(&db.pool)
-    .await
-    .coded()?
-    .iter()
-    .map(|row| row.id("build_id"))
-    .collect()
-}
-
-pub(super) async fn delete_template(
-    db: &SqliteDatabase,
-    template: &TemplateId,
-) -> Result<Option<Vec<Uuid>>> {
-    let mut tx = db.begin_write().await?;
-    let deleted =
-        sqlx::query("UPDATE envs SET deleted_at = $1 WHERE id = $2 AND deleted_at IS NULL")
-            .bind(now())
-            .bind(template.as_str())
-            .execute(&mut *tx)
-            .await
-            .coded()?;
-    if deleted.rows_affected() == 0 {
-        return Ok(None);
-    }
-    sqlx::query("DELETE FROM env_aliases WHERE env_id = $1")
-        .bind(template.as_str())
-        .execute(&mut *tx)
-        .await
-        .coded()?;
-    let builds =
-        sqlx::query("SELECT DISTINCT build_id FROM env_build_assignments WHERE env_id = $1")
-            .bind(template.as_str())
-            .fetch_all(&mut *tx)
-            .await
-            .coded()?
-            .iter()
-            .map(|row| row.id("build_id"))
-            .collect::<Result<_>>()?;
-    tx.commit().await.coded()?;
-    Ok(Some(builds))
 }

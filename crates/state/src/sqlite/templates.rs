@@ -1,7 +1,5 @@
 //! Templates, their aliases and builds, and how a reference leads to one.
 
-use std::collections::HashMap;
-
 use atoll_core::{
     Error, Result, TemplateId,
     error::codes,
@@ -10,10 +8,12 @@ use atoll_core::{
 use sqlx::{Sqlite, Transaction, sqlite::SqliteRow};
 use uuid::Uuid;
 
-use super::{SqliteDatabase, columns::Columns, error::Context, now};
+use super::{
+    SqliteDatabase, builds::cancel, columns::Columns, error::Context, listing::names_of, now,
+};
 use crate::{
     database::{Named, NewBuild, Resolved},
-    model::{Build, Team, Template},
+    model::{Build, Team},
 };
 
 /// The columns of [`read_build`], of `env_builds b`.
@@ -22,8 +22,9 @@ macro_rules! build_columns {
         "b.id AS build_id, b.vcpu, b.ram_mb, b.disk_mb, b.envd_version"
     };
 }
+pub(super) use build_columns;
 
-fn read_build(row: &SqliteRow) -> Result<Build> {
+pub(super) fn read_build(row: &SqliteRow) -> Result<Build> {
     Ok(Build {
         id: row.id("build_id")?,
         vcpu: row.number("vcpu")?,
@@ -42,6 +43,8 @@ struct Candidate {
     /// The name is in the global namespace, where everybody sees it.
     global: bool,
     first_alias: Option<String>,
+    /// All its names are in the global namespace.
+    is_shipped: bool,
 }
 
 pub(super) async fn resolve(
@@ -71,6 +74,7 @@ pub(super) async fn named(
         is_own: candidate.team == team.id,
         is_public: candidate.public,
         is_snapshot: candidate.is_snapshot,
+        is_shipped: candidate.is_shipped,
         template: candidate.id,
     })
 }
@@ -110,7 +114,10 @@ async fn find(
     let row = sqlx::query(
         "SELECT e.id, e.team_id, e.public, e.source, c.place, \
              (SELECT f.alias FROM env_aliases f WHERE f.env_id = e.id ORDER BY f.id LIMIT 1) \
-             AS first_alias \
+             AS first_alias, \
+             (EXISTS (SELECT 1 FROM env_aliases f WHERE f.env_id = e.id) AND NOT EXISTS \
+                 (SELECT 1 FROM env_aliases f WHERE f.env_id = e.id AND f.namespace IS NOT NULL)) \
+             AS is_shipped \
          FROM (SELECT env_id, 0 AS place FROM env_aliases WHERE alias = $1 AND namespace = $2 \
                UNION ALL \
                SELECT env_id, 1 FROM env_aliases WHERE $3 AND alias = $1 AND namespace IS NULL \
@@ -134,6 +141,7 @@ async fn find(
         is_snapshot: row.value::<&str>("source")? == "snapshot_template",
         global: row.value::<i64>("place")? == 1,
         first_alias: row.value("first_alias")?,
+        is_shipped: row.value("is_shipped")?,
     }))
 }
 
@@ -148,8 +156,9 @@ async fn tagged_build(
     sqlx::query(concat!(
         "SELECT ",
         build_columns!(),
-        " FROM env_build_assignments a JOIN env_builds b ON b.id = a.build_id \
-         WHERE a.env_id = $1 AND (a.tag = $2 OR b.id = $2) AND b.status_group = 'ready' \
+        " FROM env_builds b LEFT JOIN env_build_assignments a \
+             ON a.build_id = b.id AND a.env_id = b.env_id AND a.tag = $2 \
+         WHERE b.env_id = $1 AND (a.id IS NOT NULL OR b.id = $2) AND b.status_group = 'ready' \
          ORDER BY a.id DESC LIMIT 1"
     ))
     .bind(template.as_str())
@@ -160,78 +169,6 @@ async fn tagged_build(
     .as_ref()
     .map(read_build)
     .transpose()
-}
-
-pub(super) async fn list(db: &SqliteDatabase, team: &Team) -> Result<Vec<Template>> {
-    let rows = sqlx::query(concat!(
-        "SELECT e.id, e.team_id, e.public, e.created_at, e.updated_at, e.last_spawned_at, \
-             e.spawn_count, \
-             (SELECT COUNT(DISTINCT n.build_id) FROM env_build_assignments n \
-              WHERE n.env_id = e.id) AS build_count, ",
-        build_columns!(),
-        " FROM envs e JOIN env_builds b ON b.id = \
-             (SELECT a.build_id FROM env_build_assignments a \
-              JOIN env_builds r ON r.id = a.build_id \
-              WHERE a.env_id = e.id AND r.status_group = 'ready' ORDER BY a.id DESC LIMIT 1) \
-         WHERE e.deleted_at IS NULL AND e.source = 'template' AND (e.team_id = $1 OR (e.public \
-             AND EXISTS (SELECT 1 FROM env_aliases g \
-                         WHERE g.env_id = e.id AND g.namespace IS NULL))) \
-         ORDER BY e.created_at, e.id"
-    ))
-    .bind(team.id.to_string())
-    .fetch_all(&db.pool)
-    .await
-    .coded()?;
-    let mut names = names(db, team).await?;
-    rows.iter().map(|row| read_template(row, &mut names)).collect()
-}
-
-/// Bare aliases and qualified names, by template.
-type Names = HashMap<TemplateId, (Vec<String>, Vec<String>)>;
-
-/// The names of the templates that [`list`] shows, and perhaps of more.
-async fn names(db: &SqliteDatabase, team: &Team) -> Result<Names> {
-    let rows = sqlx::query(
-        "SELECT n.env_id, n.alias, n.namespace FROM env_aliases n JOIN envs e ON e.id = n.env_id \
-         WHERE e.team_id = $1 OR EXISTS (SELECT 1 FROM env_aliases g \
-                                         WHERE g.env_id = e.id AND g.namespace IS NULL) \
-         ORDER BY n.id",
-    )
-    .bind(team.id.to_string())
-    .fetch_all(&db.pool)
-    .await
-    .coded()?;
-    let mut all = Names::new();
-    for row in &rows {
-        let (aliases, names) = all.entry(row.id("env_id")?).or_default();
-        let alias: String = row.value("alias")?;
-        names.push(match row.value::<Option<&str>>("namespace")? {
-            Some(namespace) => format!("{namespace}/{alias}"),
-            None => alias.clone(),
-        });
-        if !aliases.contains(&alias) {
-            aliases.push(alias);
-        }
-    }
-    Ok(all)
-}
-
-fn read_template(row: &SqliteRow, names: &mut Names) -> Result<Template> {
-    let id: TemplateId = row.id("id")?;
-    let (aliases, names) = names.remove(&id).unwrap_or_default();
-    Ok(Template {
-        id,
-        team: row.id("team_id")?,
-        public: row.value("public")?,
-        aliases,
-        names,
-        created_at: row.time("created_at")?,
-        updated_at: row.time("updated_at")?,
-        last_spawned_at: row.optional_time("last_spawned_at")?,
-        spawn_count: row.number("spawn_count")?,
-        build_count: row.number("build_count")?,
-        build: read_build(row)?,
-    })
 }
 
 pub(super) async fn count_spawn(db: &SqliteDatabase, template: &TemplateId) -> Result<()> {
@@ -264,7 +201,7 @@ pub(super) async fn publish_global(
         Some(template) => template,
         None => make_global(&mut tx, &new.alias, owner).await?,
     };
-    add_ready_build(&mut tx, &new.build, owner).await?;
+    add_ready_build(&mut tx, &template, &new.build, owner).await?;
     point_default(&mut tx, &template, new.build.id).await?;
     tx.commit().await.coded()?;
     Ok(template)
@@ -305,30 +242,21 @@ async fn make_global(
     .execute(&mut **tx)
     .await
     .coded()?;
-    // The alias of a template that was deleted is taken over.
-    sqlx::query(
-        "INSERT INTO env_aliases (id, alias, env_id) VALUES ($1, $2, $3) \
-         ON CONFLICT (alias, COALESCE(namespace, '')) DO UPDATE SET env_id = excluded.env_id",
-    )
-    .bind(Uuid::now_v7().to_string())
-    .bind(alias)
-    .bind(template.as_str())
-    .execute(&mut **tx)
-    .await
-    .coded()?;
+    add_alias(tx, &template, alias, None).await?;
     Ok(template)
 }
 
 /// Adds the row of a build that can be used; one that is there is left as it is.
 pub(super) async fn add_ready_build(
     tx: &mut Transaction<'static, Sqlite>,
+    template: &TemplateId,
     build: &Build,
     owner: Uuid,
 ) -> Result<()> {
     sqlx::query(
         "INSERT INTO env_builds (id, team_id, status, status_group, vcpu, ram_mb, disk_mb, \
-         envd_version, created_at, updated_at, finished_at) \
-         VALUES ($1, $2, 'success', 'ready', $3, $4, $5, $6, $7, $7, $7) \
+         envd_version, created_at, updated_at, finished_at, env_id) \
+         VALUES ($1, $2, 'success', 'ready', $3, $4, $5, $6, $7, $7, $7, $8) \
          ON CONFLICT (id) DO NOTHING",
     )
     .bind(build.id.to_string())
@@ -338,6 +266,7 @@ pub(super) async fn add_ready_build(
     .bind(i64::from(build.disk_mb))
     .bind(&build.envd_version)
     .bind(now())
+    .bind(template.as_str())
     .execute(&mut **tx)
     .await
     .coded()?;
@@ -390,4 +319,95 @@ pub(super) async fn assign(
         .await
         .coded()?;
     Ok(())
+}
+
+/// Adds a name of a template. That of a template that was deleted is taken over.
+pub(super) async fn add_alias(
+    tx: &mut Transaction<'static, Sqlite>,
+    template: &TemplateId,
+    alias: &str,
+    namespace: Option<&str>,
+) -> Result<()> {
+    sqlx::query(
+        "INSERT INTO env_aliases (id, alias, namespace, env_id) VALUES ($1, $2, $3, $4) \
+         ON CONFLICT (alias, COALESCE(namespace, '')) DO UPDATE SET env_id = excluded.env_id",
+    )
+    .bind(Uuid::now_v7().to_string())
+    .bind(alias)
+    .bind(namespace)
+    .bind(template.as_str())
+    .execute(&mut **tx)
+    .await
+    .coded()?;
+    Ok(())
+}
+
+pub(super) async fn set_public(
+    db: &SqliteDatabase,
+    template: &TemplateId,
+    public: bool,
+    reserve: bool,
+) -> Result<Vec<String>> {
+    let mut tx = db.begin_write().await?;
+    let (aliases, _) = names_of(&mut tx, template).await?;
+    if public
+        && reserve
+        && let Some(alias) = aliases.first()
+    {
+        match global_template(&mut tx, alias).await? {
+            None => add_alias(&mut tx, template, alias, None).await?,
+            Some(found) if found == *template => {}
+            Some(_) => {
+                let message = format!("Alias '{alias}' is already used");
+                return Err(Error::new(codes::CONFLICT, message));
+            }
+        }
+    }
+    sqlx::query("UPDATE envs SET public = $1, updated_at = $2 WHERE id = $3")
+        .bind(public)
+        .bind(now())
+        .bind(template.as_str())
+        .execute(&mut *tx)
+        .await
+        .coded()?;
+    let (_, names) = names_of(&mut tx, template).await?;
+    tx.commit().await.coded()?;
+    Ok(names)
+}
+
+pub(super) async fn delete(
+    db: &SqliteDatabase,
+    template: &TemplateId,
+) -> Result<Option<Vec<Uuid>>> {
+    let mut tx = db.begin_write().await?;
+    let deleted =
+        sqlx::query("UPDATE envs SET deleted_at = $1 WHERE id = $2 AND deleted_at IS NULL")
+            .bind(now())
+            .bind(template.as_str())
+            .execute(&mut *tx)
+            .await
+            .coded()?;
+    if deleted.rows_affected() == 0 {
+        return Ok(None);
+    }
+    sqlx::query("DELETE FROM env_aliases WHERE env_id = $1")
+        .bind(template.as_str())
+        .execute(&mut *tx)
+        .await
+        .coded()?;
+    let builds = sqlx::query("SELECT id, status_group FROM env_builds WHERE env_id = $1")
+        .bind(template.as_str())
+        .fetch_all(&mut *tx)
+        .await
+        .coded()?;
+    let mut ids = Vec::with_capacity(builds.len());
+    for row in &builds {
+        let id = row.id("id")?;
+        if matches!(row.value("status_group")?, "pending" | "in_progress") {
+            cancel(&mut tx, id, "The template was deleted.").await?;
+        }
+        ids.push(id);
+    }
+    tx.commit().await.coded()?;
+    Ok(Some(ids))
 }

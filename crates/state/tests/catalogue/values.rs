@@ -39,6 +39,7 @@ pub(crate) fn entry(team: &str, id: &SandboxId, state: State, revision: u64) -> 
         on_timeout: OnTimeout::Kill,
         auto_resume: false,
         forked_from: None,
+        is_for_build: false,
         started_at: now,
         end_at: now + SignedDuration::from_secs(300),
     };

@@ -67,8 +67,8 @@ pub(crate) trait Fixture: Sized {
         let id = Uuid::new_v4();
         self.execute(&format!(
             "INSERT INTO env_builds (id, team_id, status, status_group, vcpu, ram_mb, disk_mb, \
-             envd_version, created_at, updated_at) \
-             SELECT '{id}', team_id, 'x', '{group}', 2, 512, 1024, '0.6.4', 1, 1 FROM envs \
+             envd_version, created_at, updated_at, env_id) \
+             SELECT '{id}', team_id, 'x', '{group}', 2, 512, 1024, '0.6.4', 1, 1, id FROM envs \
              WHERE id = '{template}'"
         ))
         .await;

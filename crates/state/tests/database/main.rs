@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod accounts;
+mod builds;
 mod fixture;
 mod logs;
 mod metrics;
@@ -63,6 +64,19 @@ backends! {
         snapshots::the_same_name_again_is_another_build,
         snapshots::names_that_mean_something_else_are_refused,
         snapshots::a_deleted_snapshot_is_gone_and_its_name_is_free,
+        builds::a_build_is_registered_started_and_ready,
+        builds::a_failed_build_keeps_its_reason,
+        builds::what_is_over_does_not_change,
+        builds::builds_of_one_tag_take_each_others_place,
+        builds::the_limit_counts_what_is_under_way,
+        builds::names_that_are_taken_are_refused,
+        builds::concurrent_registrations_make_one_template,
+        builds::a_deleted_template_ends_its_builds,
+        builds::logs_only_grow_and_are_read_from_anywhere,
+        builds::a_log_has_an_end,
+        builds::old_lines_are_pruned,
+        builds::tags_move_and_go,
+        builds::a_public_template_may_have_a_global_name,
         metrics::samples_come_back_in_order_within_bounds,
         metrics::another_team_sees_no_samples,
         metrics::a_sample_is_kept_once,

@@ -49,7 +49,7 @@ pub(crate) async fn a_snapshot_is_found_by_its_reference(fixture: &impl Fixture)
         assert_eq!((&found.build, &found.template), (&new.build, &new.template));
     }
     assert!(fixture.db().templates(&team).await.unwrap().is_empty(), "they are no templates");
-    let mut builds = fixture.db().snapshot_builds().await.unwrap();
+    let mut builds = fixture.db().known_builds().await.unwrap();
     builds.sort();
     let mut added = [plain.build.id, named.build.id];
     added.sort();
@@ -123,13 +123,13 @@ pub(crate) async fn a_deleted_snapshot_is_gone_and_its_name_is_free(fixture: &im
         assert_eq!(refused.code.status, 404, "{text}");
     }
     assert_eq!(references(fixture, &team).await, [kept.reference()]);
-    assert_eq!(db.snapshot_builds().await.unwrap(), [kept.build]);
+    assert_eq!(db.known_builds().await.unwrap(), [kept.build]);
 
     // As of a snapshot that was begun before.
     let late = new_snapshot("i1", Some("mine"), "default");
     let late = NewSnapshot { template: first.template.clone(), ..late };
     assert_eq!(db.add_snapshot(&late, &team).await.unwrap_err().code, codes::CONFLICT);
-    assert_eq!(db.snapshot_builds().await.unwrap(), [kept.build]);
+    assert_eq!(db.known_builds().await.unwrap(), [kept.build]);
 
     let again = add(fixture, &team, &new_snapshot("i1", Some("mine"), "default")).await;
     assert_ne!(again.template, first.template);

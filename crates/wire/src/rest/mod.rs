@@ -7,6 +7,7 @@
 //! may be absent or `null`, and unknown fields are ignored.
 
 mod copies;
+mod templates;
 
 use std::collections::BTreeMap;
 
@@ -14,7 +15,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-pub use self::copies::*;
+pub use self::{copies::*, templates::*};
 use crate::log::LogLevel;
 
 /// The body of every failure.
@@ -31,7 +32,7 @@ pub struct Error {
 }
 
 /// Body of `POST /sandboxes` and `POST /v2/sandboxes`.
-#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct NewSandbox {
     /// A template reference: `[namespace/]alias-or-id[:tag]`.
@@ -369,84 +370,6 @@ pub struct SandboxLogs {
 pub struct SandboxLogsV2Response {
     /// Its lines.
     pub logs: Vec<SandboxLogEntry>,
-}
-
-/// Where a template's newest build stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum BuildStatus {
-    /// Not started.
-    Waiting,
-    /// Under way.
-    Building,
-    /// Usable.
-    Ready,
-    /// Failed.
-    Error,
-}
-
-/// A user, where a listing names one.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct UserReference {
-    /// UUID.
-    pub id: String,
-    /// Address.
-    pub email: String,
-}
-
-/// A template as lists show it.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Template {
-    /// Its id.
-    #[serde(rename = "templateID")]
-    pub template_id: String,
-    /// Its newest ready build, a UUID.
-    #[serde(rename = "buildID")]
-    pub build_id: String,
-    /// Virtual CPUs of its sandboxes.
-    pub cpu_count: u32,
-    /// Memory of its sandboxes, MiB.
-    #[serde(rename = "memoryMB")]
-    pub memory_mb: u32,
-    /// Disk of its sandboxes, MiB.
-    #[serde(rename = "diskSizeMB")]
-    pub disk_size_mb: u32,
-    /// Usable by every team.
-    pub public: bool,
-    /// Bare aliases; deprecated for `names`.
-    pub aliases: Vec<String>,
-    /// Qualified names.
-    pub names: Vec<String>,
-    /// When it was made.
-    #[schema(value_type = String, format = DateTime)]
-    pub created_at: Timestamp,
-    /// When it last changed.
-    #[schema(value_type = String, format = DateTime)]
-    pub updated_at: Timestamp,
-    /// Who made it; null when nobody is on record.
-    pub created_by: Option<UserReference>,
-    /// When a sandbox was last made of it; null for never.
-    #[schema(value_type = Option<String>, format = DateTime)]
-    pub last_spawned_at: Option<Timestamp>,
-    /// Sandboxes made of it so far.
-    pub spawn_count: u64,
-    /// Builds so far.
-    pub build_count: u32,
-    /// Version of the envd in it.
-    pub envd_version: String,
-    /// Where its newest build stands.
-    pub build_status: BuildStatus,
-}
-
-/// Answer of `GET /templates/aliases/{alias}`.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct TemplateAlias {
-    /// The template.
-    #[serde(rename = "templateID")]
-    pub template_id: String,
-    /// Usable by every team.
-    pub public: bool,
 }
 
 /// A team of the caller, with a key for it.
