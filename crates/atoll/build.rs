@@ -15,7 +15,7 @@ use std::{
 
 const HELPERS: [(&str, &str); 2] = [("atoll-launcher", "LAUNCHER"), ("atoll-envd", "ENVD")];
 /// Crates whose change makes a helper change.
-const SOURCES: [&str; 4] = ["launcher", "envd", "wire", "core"];
+const SOURCES: [&str; 5] = ["launcher", "envd", "archive", "wire", "core"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let workspace = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("../..").canonicalize()?;

@@ -4,6 +4,7 @@
 //! - [`doctor`]: what this host offers and what is missing.
 //! - [`explain`]: the page of an error code.
 //! - [`sandbox`]: sandboxes from the shell, through the public API only.
+//! - [`template`]: what sandboxes are made of, likewise.
 //! - [`bench`]: how fast it is here.
 //! - [`helpers`]: the programs that this binary carries.
 
@@ -13,6 +14,7 @@ mod doctor;
 mod explain;
 mod helpers;
 mod sandbox;
+mod template;
 mod terminal;
 mod up;
 
@@ -43,6 +45,9 @@ enum Command {
     /// Create, list and use sandboxes; pause, copy and resume them.
     #[command(subcommand)]
     Sandbox(sandbox::Command),
+    /// Build, list and delete what sandboxes are made of.
+    #[command(subcommand)]
+    Template(template::Command),
     /// Measure this deployment.
     Bench(bench::Arguments),
 }
@@ -63,6 +68,7 @@ fn main() -> ExitCode {
             Command::Doctor(arguments) => doctor::run(arguments).await,
             Command::Explain(arguments) => explain::run(&arguments),
             Command::Sandbox(command) => sandbox::run(command).await,
+            Command::Template(command) => template::run(command).await,
             Command::Bench(arguments) => bench::run(arguments).await,
         }
     });

@@ -36,6 +36,15 @@ pub(crate) fn fail(text: &str) {
     let _ = writeln!(std::io::stderr(), "atoll: {text}");
 }
 
+/// Text that a sandbox may have written, with what could steer the terminal made visible.
+pub(crate) fn harmless(text: &str) -> String {
+    let printable = |character: char| {
+        let escaped = character.is_control().then(|| character.escape_default());
+        escaped.map_or_else(|| character.to_string(), |escaped| escaped.to_string())
+    };
+    text.chars().map(printable).collect()
+}
+
 /// Progress of something slow: a bar on a terminal, a line a step elsewhere; nothing if it turns out
 /// that nothing has to be done.
 pub(crate) struct Progress {

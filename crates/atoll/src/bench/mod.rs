@@ -13,12 +13,14 @@
 //! | [`idle`] | the memory of a sandbox in which nothing runs |
 //! | [`start`] | envd, from exec to its first answer |
 //! | [`transfer`] | files of a gigabyte, in and out; with [`nginx`] beside it, and through [`edge`] |
+//! | [`templates`] | building templates; with tar beside it, of an [`image`] of 500 MB |
 //! | [`peers`] | other programs that run something in a sandbox |
 
 mod commands;
 mod edge;
 mod forks;
 mod idle;
+mod image;
 mod lives;
 mod nginx;
 mod pauses;
@@ -27,6 +29,7 @@ mod report;
 mod scratch;
 mod start;
 mod statistics;
+mod templates;
 mod transfer;
 
 use std::{
@@ -108,6 +111,8 @@ enum Part {
     Start,
     /// Large files.
     Transfer,
+    /// Building templates.
+    Templates,
     /// Other programs that run something in a sandbox.
     Peers,
 }
@@ -184,6 +189,9 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
     }
     if arguments.wants(Part::Transfer) {
         bench.measure_transfers(&transfer_options(&arguments)?, &mut report).await?;
+    }
+    if arguments.wants(Part::Templates) {
+        bench.measure_templates(&mut report).await?;
     }
     if arguments.wants(Part::Peers) {
         for (name, times) in peers::measure(count).await {

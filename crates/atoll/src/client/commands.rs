@@ -14,9 +14,9 @@ use atoll_wire::{
             },
             view::StartResponseView,
         },
-        CloseStdinRequest, ListRequest, ProcessClient, ProcessConfig, ProcessInput,
+        CloseStdinRequest, ListRequest, PTY, ProcessClient, ProcessConfig, ProcessInput,
         ProcessSelector, SendInputRequest, SendSignalRequest, Signal, StartRequest, StartResponse,
-        StreamInputRequest, stream_input_request,
+        StreamInputRequest, UpdateRequest, pty, stream_input_request,
     },
 };
 use bytes::Bytes;
@@ -37,6 +37,23 @@ pub(crate) struct Exec {
     pub(crate) variables: BTreeMap<String, String>,
     pub(crate) user: Option<String>,
     pub(crate) stdin: bool,
+    /// Give it a terminal of this size.
+    pub(crate) terminal: Option<WindowSize>,
+}
+
+/// Size of a terminal, characters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct WindowSize {
+    pub(crate) columns: u16,
+    pub(crate) rows: u16,
+}
+
+impl WindowSize {
+    fn message(self) -> PTY {
+        let size =
+            pty::Size { cols: self.columns.into(), rows: self.rows.into(), ..pty::Size::default() };
+        PTY { size: size.into(), ..PTY::default() }
+    }
 }
 
 impl Exec {
@@ -113,6 +130,7 @@ impl Client {
         let request = StartRequest {
             process: process.into(),
             stdin: Some(exec.stdin),
+            pty: exec.terminal.map(WindowSize::message).into(),
             ..StartRequest::default()
         };
         let mut stream = client.start(request).await.map_err(|error| not_started(&error))?;
@@ -210,7 +228,33 @@ impl CommandInput {
     /// # Errors
     /// When it has ended or closed its input.
     pub(crate) async fn write(&self, bytes: Vec<u8>) -> Result<()> {
-        let input = ProcessInput { input: Some(Input::Stdin(bytes)), ..ProcessInput::default() };
+        self.send(Input::Stdin(bytes)).await
+    }
+
+    /// Types at its terminal.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub(crate) async fn type_in(&self, bytes: Vec<u8>) -> Result<()> {
+        self.send(Input::Pty(bytes)).await
+    }
+
+    /// Gives its terminal another size.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub(crate) async fn resize(&self, size: WindowSize) -> Result<()> {
+        let request = UpdateRequest {
+            process: self.selector().into(),
+            pty: size.message().into(),
+            ..UpdateRequest::default()
+        };
+        let sent = self.client.update(request).await;
+        sent.map(drop).map_err(|error| failed("the terminal was not resized", error))
+    }
+
+    async fn send(&self, input: Input) -> Result<()> {
+        let input = ProcessInput { input: Some(input), ..ProcessInput::default() };
         let request = SendInputRequest {
             process: self.selector().into(),
             input: input.into(),

@@ -3,10 +3,11 @@
 //!
 //! - here: where a deployment is, and how its API is asked.
 //! - [`sandboxes`]: what it is asked.
-//! - [`commands`]: programs in sandboxes.
+//! - [`commands`]: programs in sandboxes. [`templates`]: what sandboxes are made of.
 
 mod commands;
 mod sandboxes;
+mod templates;
 
 use std::env;
 
@@ -17,8 +18,9 @@ use reqwest::{Method, StatusCode};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::up::environment::Environment;
-pub(crate) use commands::{CommandInput, Exec, ExecEvent, Running};
+pub(crate) use commands::{CommandInput, Exec, ExecEvent, Running, WindowSize};
 pub(crate) use sandboxes::Create;
+pub(crate) use templates::{Plan, PlanStep, Registration};
 
 /// A client of one deployment.
 #[derive(Clone)]
@@ -84,6 +86,11 @@ impl Client {
             )
             .with_fix("Start it with `atoll up`, or set E2B_API_URL.")
         })?;
+        Self::succeeded(response).await
+    }
+
+    /// The answer, unless it is the API's word for a failure.
+    async fn succeeded(response: reqwest::Response) -> Result<reqwest::Response> {
         if response.status().is_success() {
             return Ok(response);
         }

@@ -33,7 +33,8 @@ fn enabled<S: Serializer>(value: &bool, serializer: S) -> std::result::Result<S:
     json!({ "enabled": value }).serialize(serializer)
 }
 
-const NOTHING: Option<&()> = None;
+/// No body.
+pub(super) const NOTHING: Option<&()> = None;
 
 impl Client {
     pub(crate) async fn create(&self, create: &Create) -> Result<rest::Sandbox> {
@@ -119,11 +120,6 @@ impl Client {
         self.pages(&format!("/snapshots?limit=100{of}")).await
     }
 
-    pub(crate) async fn delete_snapshot(&self, snapshot: &str) -> Result<()> {
-        let path = format!("/templates/{}", segment(snapshot));
-        self.send(Method::DELETE, &path, NOTHING).await.map(drop)
-    }
-
     /// Takes a sandbox back to one of its snapshots.
     pub(crate) async fn rewind(&self, id: &str, snapshot: &str) -> Result<rest::SandboxDetail> {
         let path = format!("/atoll/sandboxes/{}/rewind", segment(id));
@@ -138,7 +134,7 @@ impl Client {
     }
 
     /// All pages of a list.
-    async fn pages<T: DeserializeOwned>(&self, path: &str) -> Result<Vec<T>> {
+    pub(super) async fn pages<T: DeserializeOwned>(&self, path: &str) -> Result<Vec<T>> {
         let mut all = Vec::new();
         let mut cursor = String::new();
         loop {
@@ -158,6 +154,6 @@ impl Client {
 }
 
 /// What somebody typed, as one segment of a path or one value of a query.
-fn segment(text: &str) -> PercentEncode<'_> {
+pub(super) fn segment(text: &str) -> PercentEncode<'_> {
     utf8_percent_encode(text, NON_ALPHANUMERIC)
 }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use atoll_core::{Error, Result, error::codes};
+use atoll_wire::rest;
 use tokio::{
     io::AsyncReadExt,
     signal::unix::{SignalKind, signal},
@@ -51,11 +52,20 @@ pub(super) async fn run(client: &Client, arguments: Arguments) -> Result<ExitCod
     exec.user = arguments.user;
     exec.directory = arguments.workdir;
     exec.variables = arguments.env.into_iter().collect::<BTreeMap<_, _>>();
+    attach(client, &sandbox, exec).await
+}
+
+/// Runs a command with this one's input, output, signals and exit code.
+pub(crate) async fn attach(
+    client: &Client,
+    sandbox: &rest::Sandbox,
+    mut exec: Exec,
+) -> Result<ExitCode> {
     // A terminal is not sent on: without a pseudo-terminal there, a shell would wait for ever.
     exec.stdin = !io::stdin().is_terminal();
     let has_input = exec.stdin;
 
-    let mut running = client.exec(&sandbox, exec).await?;
+    let mut running = client.exec(sandbox, exec).await?;
     let forward = has_input.then(|| tokio::spawn(forward_input(running.input())));
     let signals = tokio::spawn(forward_signals(running.input()));
     let outcome = loop {
@@ -74,7 +84,7 @@ pub(super) async fn run(client: &Client, arguments: Arguments) -> Result<ExitCod
 }
 
 /// The command's exit code as a shell reports it.
-fn exit_code(code: i32, error: Option<&str>) -> ExitCode {
+pub(crate) fn exit_code(code: i32, error: Option<&str>) -> ExitCode {
     match u8::try_from(code) {
         Ok(code) => ExitCode::from(code),
         Err(_) => {
@@ -91,7 +101,7 @@ fn exit_code(code: i32, error: Option<&str>) -> ExitCode {
     }
 }
 
-fn write_all(stream: &mut impl Write, bytes: &[u8]) -> Result<()> {
+pub(crate) fn write_all(stream: &mut impl Write, bytes: &[u8]) -> Result<()> {
     // A reader that has left, such as `head`, ends us too.
     stream.write_all(bytes).and_then(|()| stream.flush()).map_err(|error| {
         Error::new(codes::INTERNAL, format!("cannot write the command's output: {error}."))

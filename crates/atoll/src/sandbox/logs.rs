@@ -106,12 +106,7 @@ fn text(entry: &SandboxLogEntry) -> String {
     for (name, value) in fields.iter().filter(|(name, _)| *name != "logger") {
         text.push_str(&format!("  {name}={value}"));
     }
-    // A sandbox must not write to this terminal as it likes.
-    let printable = |character: char| {
-        let escaped = character.is_control().then(|| character.escape_default());
-        escaped.map_or_else(|| character.to_string(), |escaped| escaped.to_string())
-    };
-    text.chars().map(printable).collect()
+    terminal::harmless(&text)
 }
 
 #[cfg(test)]

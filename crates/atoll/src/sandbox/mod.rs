@@ -4,7 +4,7 @@
 //! - [`exec`]: running something in one. [`logs`]: what one has logged.
 //! - [`lifecycle`]: pause, resume, fork, rewind. [`snapshot`]: copies. [`lineage`]: what came of what.
 
-mod exec;
+pub(crate) mod exec;
 mod lifecycle;
 mod lineage;
 mod logs;
@@ -98,7 +98,7 @@ enum AtTimeout {
 pub(crate) struct Output {
     /// Print JSON.
     #[arg(long)]
-    json: bool,
+    pub(crate) json: bool,
 }
 
 #[derive(clap::Args)]
@@ -119,7 +119,7 @@ pub(crate) struct KillArguments {
     all: bool,
 }
 
-fn pair(text: &str) -> std::result::Result<(String, String), String> {
+pub(crate) fn pair(text: &str) -> std::result::Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err("expected NAME=VALUE".to_owned()),
@@ -144,7 +144,7 @@ pub(crate) async fn run(command: Command) -> Result<ExitCode> {
     }
 }
 
-fn print_json(value: &impl serde::Serialize) -> Result<ExitCode> {
+pub(crate) fn print_json(value: &impl serde::Serialize) -> Result<ExitCode> {
     let text = serde_json::to_string_pretty(value)
         .map_err(|error| Error::new(codes::INTERNAL, format!("cannot print: {error}.")))?;
     terminal::say(&text);

@@ -79,7 +79,7 @@ async fn list(client: &Client, arguments: &ListArguments) -> Result<ExitCode> {
 async fn delete(client: &Client, arguments: &DeleteArguments) -> Result<ExitCode> {
     let mut code = ExitCode::SUCCESS;
     for id in &arguments.ids {
-        match client.delete_snapshot(id).await {
+        match client.delete_template(id).await {
             Ok(()) => terminal::say(id),
             Err(error) => {
                 terminal::fail(&error.to_string());

@@ -75,6 +75,7 @@ mod tests {
             on_timeout: OnTimeout::Kill,
             auto_resume,
             forked_from: None,
+            is_for_build: false,
             started_at: Timestamp::UNIX_EPOCH,
             end_at: Timestamp::UNIX_EPOCH,
         };

@@ -68,6 +68,10 @@ pub(crate) struct Arguments {
     /// Destinations that sandboxes may not reach, beyond private and local ones.
     #[arg(long, value_name = "CIDR")]
     deny_network: Vec<Cidr>,
+    /// A registry that images may be taken from although its address is private or it has no TLS
+    /// (http://) or no certificate that anybody vouches for (insecure://); may be repeated.
+    #[arg(long, value_name = "[http://|insecure://]HOST[:PORT]", value_parser = registry)]
+    registry: Vec<String>,
     /// Domain of API and sandboxes; its port is the front's unless given.
     #[arg(long, value_name = "DOMAIN[:PORT]", default_value = DOMAIN)]
     domain: Domain,
@@ -94,6 +98,24 @@ pub(crate) struct Arguments {
 /// Programs are run from elsewhere.
 fn absolute(path: &str) -> std::io::Result<PathBuf> {
     std::path::absolute(path)
+}
+
+/// A registry as its images name it, with how it is spoken to in front.
+fn registry(text: &str) -> std::result::Result<String, String> {
+    let schemes = ["http://", "insecure://"];
+    let host = schemes.iter().find_map(|scheme| text.strip_prefix(scheme)).unwrap_or(text);
+    let is_host = |host: &str| {
+        !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || ".-[]:".contains(c))
+    };
+    let (name, port) = match host.rsplit_once(':') {
+        Some((name, port)) if !host.ends_with(']') => (name, Some(port)),
+        _ => (host, None),
+    };
+    let is_port = port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port > 0));
+    if is_host(name) && is_port {
+        return Ok(text.to_owned());
+    }
+    Err("expected HOST[:PORT], with http:// or insecure:// in front if it has no TLS that can be trusted".to_owned())
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
@@ -292,6 +314,27 @@ impl StopSignals {
             if first.elapsed() > SAME_WISH {
                 return;
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn registries_are_hosts() {
+        for text in [
+            "registry.internal",
+            "10.0.0.1:5000",
+            "http://localhost:5000",
+            "insecure://[fd00::1]:443",
+            "[::1]",
+        ] {
+            assert_eq!(registry(text).as_deref(), Ok(text));
+        }
+        for text in ["", "https://a", "a/b", "http://", "a:", "a:0", "a:70000", "user@a", ":5000"] {
+            assert!(registry(text).is_err(), "{text}");
         }
     }
 }

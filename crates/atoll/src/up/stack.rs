@@ -3,10 +3,11 @@
 //! Each is started with handles of those it stands on, and stopped in the opposite order:
 //!
 //! ```text
-//! storage ─┬─ template ──┐
-//!          │             ├─ orchestrator ─┬─ node RPC, node proxy
-//! network ─┴─ isolation ─┘                └─ API ── database, catalogue
-//!                                             └─ client proxy, which wakes sandboxes
+//! storage ─┬─ base template ┐
+//!          │                ├─ orchestrator ─┬─ node RPC, node proxy
+//! network ─┴─ isolation ────┘                ├─ builds of templates
+//!                                            └─ API ── database, catalogue
+//!                                                └─ client proxy, which wakes sandboxes
 //!
 //! front: over the API and the client proxy
 //! ```
@@ -22,7 +23,8 @@ use atoll_isolation::{
 use atoll_orchestrator::rpc;
 use atoll_state::{Database, MemoryCatalogue, SqliteDatabase, database::NewBuild, model::Build};
 use atoll_storage::BuildManifest;
-use atoll_wire::node::Node;
+use atoll_template::image::Registries;
+use atoll_wire::{build::Builder, node::Node};
 use tokio::task::{JoinError, JoinHandle};
 use uuid::Uuid;
 
@@ -38,6 +40,8 @@ use crate::{
 const GIB: u64 = 1024 * 1024 * 1024;
 /// Bound on the processes of one sandbox: thousands run, a fork bomb does not hurt the host.
 const MAX_PROCESSES: u32 = 8192;
+/// Template builds that run at a time: each may keep some processors busy.
+const BUILDS: usize = 4;
 /// How long answers under way may take when stopping; streams to sandboxes are cut.
 const GRACE: Duration = Duration::from_secs(1);
 /// What is saved while CRIU is tried, and room for it: a program and envd's size of memory.
@@ -68,6 +72,7 @@ pub(crate) struct Stack {
     runtime: Option<atoll_storage::Lease>,
     database: Option<Arc<SqliteDatabase>>,
     orchestrator: Option<atoll_orchestrator::Service>,
+    builds: Option<atoll_template::Builds>,
     rpc: Option<rpc::Service>,
     node_proxy: Option<atoll_proxy::node::Service>,
     client_proxy: Option<atoll_proxy::client::Service>,
@@ -206,7 +211,17 @@ impl Stack {
             tracing::warn!(%error, "layers that nothing uses are left");
         }
         let node = self.orchestrator.insert(orchestrator).handle();
-        self.serve(settings, identity, listeners, node, database).await
+        let options = atoll_template::BuildOptions {
+            data_dir: directory.path().to_path_buf(),
+            ca_bundle: ca_bundle(&arguments.ca_bundle),
+            envd_version: atoll_envd::VERSION.to_owned(),
+            registries: Registries::parse(&arguments.registry)?,
+            base: base.id,
+            at_once: BUILDS,
+        };
+        let builds = atoll_template::Builds::start(options, node.clone(), storage)?;
+        let builder = Arc::new(self.builds.insert(builds).handle());
+        self.serve(settings, identity, listeners, node, database, builder).await
     }
 
     async fn serve(
@@ -216,6 +231,7 @@ impl Stack {
         listeners: Listeners,
         node: atoll_orchestrator::Handle,
         database: Arc<SqliteDatabase>,
+        builder: Arc<dyn Builder>,
     ) -> Result<()> {
         let Settings { arguments, directory, environment, .. } = *settings;
         let token = directory.secret("node-token")?;
@@ -234,7 +250,7 @@ impl Stack {
         options.domain = Some(environment.domain.to_string());
         let catalogue = Arc::new(MemoryCatalogue::default());
         let service = Arc::new(node.clone());
-        let api = atoll_api::Service::start(options, database, catalogue, service).await?;
+        let api = atoll_api::Service::start(options, database, catalogue, service, builder).await?;
         let api = self.api.insert(api).handle();
 
         let directory = Arc::new(OneNode { node, api: api.clone() });
@@ -295,6 +311,9 @@ impl Stack {
         }
         if let Some(api) = self.api.take() {
             api.shutdown().await;
+        }
+        if let Some(builds) = self.builds.take() {
+            builds.shutdown().await;
         }
         if let Some(proxy) = self.node_proxy.take() {
             proxy.shutdown().await;
