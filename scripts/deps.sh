@@ -5,21 +5,22 @@ set -euo pipefail
 
 # command:package, Debian's names
 needed=(nft:nftables mkfs.btrfs:btrfs-progs ip:iproute2 mmdebstrap:mmdebstrap losetup:mount)
-[ "${1:-}" != --tests ] || needed+=(nsenter:util-linux openssl:openssl setpriv:util-linux)
+[ "${1:-}" != --tests ] ||
+    needed+=(nsenter:util-linux openssl:openssl setpriv:util-linux skopeo:skopeo zstd:zstd)
 
 # Not every user has the system's directories in the path.
 PATH=$PATH:/usr/sbin:/sbin
 as_root=()
 [ "$(id -u)" -eq 0 ] || as_root=(sudo)
 
-# unpack_nginx DIRECTORY: its program only, to compare with. Installing the package would start a
-# server on port 80, and leave it there.
-unpack_nginx() {
+# unpack PACKAGE DIRECTORY: its files only. Installing these packages would start a server, and leave
+# it there.
+unpack() {
     local scratch status=0
-    local download=(apt-get -qq -o APT::Sandbox::User=root download nginx)
+    local download=(apt-get -qq -o APT::Sandbox::User=root download "$1")
     scratch=$(mktemp -d)
     (cd "$scratch" && { "${download[@]}" || { "${as_root[@]}" apt-get -qq update && "${download[@]}"; }; }) &&
-        mkdir -p "$1" && dpkg-deb --extract "$scratch"/nginx_*.deb "$1" && "$1/usr/sbin/nginx" -v 2>/dev/null || status=$?
+        mkdir -p "$2" && dpkg-deb --extract "$scratch/$1"_*.deb "$2" || status=$?
     rm -rf "$scratch"
     return "$status"
 }
@@ -27,7 +28,12 @@ unpack_nginx() {
 tools=${CARGO_TARGET_DIR:-target}/bench-tools
 if [ "${1:-}" = --bench ] && [ ! -x "$tools/usr/sbin/nginx" ] && ! command -v nginx >/dev/null; then
     # Everything else can be measured without.
-    unpack_nginx "$tools" || echo "nginx is not to be had: there will be no comparison with it." >&2
+    unpack nginx "$tools" && "$tools/usr/sbin/nginx" -v 2>/dev/null ||
+        echo "nginx is not to be had: there will be no comparison with it." >&2
+fi
+tools=${CARGO_TARGET_DIR:-target}/test-tools
+if [ "${1:-}" = --tests ] && [ ! -x "$tools/usr/bin/docker-registry" ] && ! command -v docker-registry >/dev/null; then
+    unpack docker-registry "$tools"
 fi
 
 missing=()

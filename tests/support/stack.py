@@ -19,7 +19,7 @@ from pathlib import Path
 
 import httpx
 
-from support import names, paths
+from support import names, paths, registry
 
 #: The ports of the test stack, beside a user's own; tests use those 100 above too.
 PORTS = {
@@ -66,10 +66,16 @@ class Stack:
     @property
     def command(self) -> list[str]:
         ports = [arg for name, port in PORTS.items() for arg in (f"--{name}-port", str(port))]
+        registries = [
+            arg
+            for port in registry.PORTS.values()
+            for arg in ("--registry", f"http://127.0.0.1:{port}")
+        ]
         return [
             *self._wrap,
             *(str(paths.ATOLL), "up", "--data-dir", str(self.data_dir), "--ca-bundle", "host"),
             *ports,
+            *registries,
             *self._options,
         ]
 
@@ -196,7 +202,8 @@ def session(log_name: str = "stack") -> Iterator[Stack | RunningStack]:
 def main() -> int:
     """Runs the command given against a stack; its status is ours."""
     names.reexec("-m", "support.stack", *sys.argv[1:])
-    with session(log_name="stack-js") as stack:
+    with registry.session() as images, session(log_name="stack-js") as stack:
+        os.environ["ATOLL_TEST_IMAGE"] = images.push("busybox-musl")
         code = subprocess.run(sys.argv[1:], check=False).returncode
         if code:
             print(stack.tail(), file=sys.stderr)

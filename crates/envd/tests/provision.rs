@@ -141,10 +141,14 @@ fn an_image_with_next_to_nothing_becomes_a_template() {
     assert_eq!(image.mode("bin/bash"), 0o755);
     assert_eq!(
         image.text("etc/passwd"),
-        "root::0:0:root:/root:/bin/bash\nuser::1000:1000::/home/user:/bin/bash\n"
+        "root:x:0:0:root:/root:/bin/bash\nuser:x:1000:1000::/home/user:/bin/bash\n"
     );
     assert_eq!(image.text("etc/group"), "root:x:0:\nuser:x:1000:\n");
-    assert!(!image.path("etc/shadow").exists());
+    assert_eq!(
+        image.text("etc/shadow"),
+        "root::19000:0:99999:7:::\nuser::19000:0:99999:7:::\n"
+    );
+    assert_eq!(image.mode("etc/shadow"), 0o640);
     assert_eq!(fs::metadata(image.path("home/user")).unwrap().uid(), 1000);
 }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 from collections.abc import Callable
@@ -13,24 +12,18 @@ from typing import Any
 import pytest
 from e2b import Sandbox
 
-from support import paths
+from support import e2b_cli
+from support.e2b_cli import plain
 from support.stack import Stack
 from support.wait import wait_for
-
-CLI = paths.ROOT / "tests/conformance/js/node_modules/@e2b/cli/dist/index.js"
-NODE = paths.TARGET / "test-env/node-bin/node"
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture
 def command(stack: Stack, tmp_path: Path) -> dict[str, Any]:
-    """What to run the CLI with: the deployment's settings, and nobody's home."""
-    keep = {name: value for name, value in os.environ.items() if name.startswith("E2B_")}
-    return {
-        "args": [str(NODE), str(CLI)],
-        "env": keep | {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "NO_COLOR": "1"},
-    }
+    """What to run the CLI with."""
+    return e2b_cli.command(tmp_path)
 
 
 @pytest.fixture
@@ -49,11 +42,6 @@ def e2b(command: dict[str, Any]) -> Run:
         )
 
     return run
-
-
-def plain(text: str) -> str:
-    """Without colours."""
-    return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
 
 def logs(e2b: Run, sandbox: str, *options: str) -> list[dict[str, Any]]:

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
-import secrets
-import sqlite3
 import subprocess
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -18,7 +13,6 @@ import pytest
 from e2b import CommandExitException, Sandbox
 
 from support import paths
-from support.stack import Stack
 from support.wait import wait_for
 
 Line = dict[str, Any]
@@ -193,34 +187,6 @@ def test_memory_that_ran_out_is_told(api: httpx.Client, create: Callable[..., Sa
     line = wait_for_line(api, sandbox, "oom_kill", lambda _: True)
     assert int(line["processes"]) >= 1
     assert "memory limit" in line["message"]
-
-
-@pytest.fixture
-def other_team(stack: Stack) -> Iterator[str]:
-    """The key of another team, which only its operator can make: in the database."""
-    if not isinstance(stack, Stack):
-        pytest.skip("the database of a stack that runs elsewhere is out of reach")
-    raw = secrets.token_bytes(20)
-    hashed = base64.b64encode(hashlib.sha256(raw).digest()).decode().rstrip("=")
-    team, slug = str(uuid.uuid4()), f"other-{secrets.token_hex(4)}"
-    database = sqlite3.connect(stack.data_dir / "atoll.db", timeout=30)
-    with database:
-        database.execute("PRAGMA foreign_keys = ON")
-        database.execute(
-            "INSERT INTO teams (id, name, slug, tier, created_at)"
-            " VALUES (?, 'Other', ?, 'development', 0)",
-            (team, slug),
-        )
-        database.execute(
-            "INSERT INTO team_api_keys (id, team_id, api_key_hash, prefix, length, mask_prefix,"
-            " mask_suffix, name, is_development, created_at, updated_at)"
-            " VALUES (?, ?, ?, 'e2b_', 40, 'xx', 'xxxx', 'test', 0, 0, 0)",
-            (str(uuid.uuid4()), team, f"$sha256${hashed}"),
-        )
-    yield f"e2b_{raw.hex()}"
-    with database:
-        database.execute("DELETE FROM teams WHERE id = ?", (team,))
-    database.close()
 
 
 # Rules: LOG-1

@@ -105,6 +105,7 @@ fn provision(root: &Root, extra: &str) -> Outcome<Vec<String>> {
         notices.extend(bash(root)?);
         let user = Account::ensure(root, "user", 1000)?;
         user.join(root, "sudo")?;
+        accounts::shadow(root)?;
         accounts::without_password(root, &["root", "user"])?;
         notices.extend(sudo(root, &user)?);
         shells(root)?;

@@ -44,8 +44,8 @@ impl Events {
                 queue.left_out += 1;
                 return;
             }
-            let left_out = std::mem::take(&mut queue.left_out);
-            if let (true, BuildEvent::Line(line)) = (left_out > 0, &event) {
+            if let (left_out @ 1.., BuildEvent::Line(line)) = (queue.left_out, &event) {
+                queue.left_out = 0;
                 let message = format!("… {left_out} lines were left out");
                 let notice = BuildLine { message, ..line.clone() };
                 queue.events.push_back((build.to_owned(), BuildEvent::Line(notice)));

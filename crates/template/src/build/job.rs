@@ -289,6 +289,12 @@ impl LastLines {
     /// The failure of `what`, which ended so.
     pub(crate) fn failure(&self, code: Code, what: &str, exit: &Exit) -> Error {
         let how = match &exit.error {
+            // What the kernel does to those who want more memory than there is looks like that.
+            Some(error) if error.contains("killed") => {
+                format!(
+                    "{error}; if it was not by itself, it needs more memory than the template has"
+                )
+            }
             Some(error) if exit.code < 0 => error.clone(),
             _ => format!("exit code {}", exit.code),
         };

@@ -20,6 +20,11 @@ const LONGEST: u32 = 3 * 60 * 60;
 /// What every sandbox has for itself, and no template.
 pub(crate) const LEFT_OUT: &[&str] = &["proc", "sys", "dev", "run/e2b"];
 
+/// Bytes that the disk of such a sandbox has: no archive that expands to more can be unpacked there.
+pub(crate) fn room_bytes(spec: &BuildSpec) -> u64 {
+    u64::from(spec.resources.disk_mb) << 20
+}
+
 /// Where builds are done.
 #[derive(Clone)]
 pub(crate) struct Site {

@@ -22,7 +22,7 @@ use super::{
     context::{Context, DEFAULT_USER},
     job::{self, Job},
     log::Log,
-    room::Room,
+    room::{Room, room_bytes},
     step::Key,
 };
 use crate::{
@@ -124,7 +124,7 @@ async fn find(shared: &Shared, spec: &BuildSpec, draft: &LayerDraft) -> Result<(
 
 /// Most bytes of an image before it is unpacked.
 fn limit(spec: &BuildSpec) -> u64 {
-    (u64::from(spec.resources.disk_mb) << 20).saturating_mul(COMPRESSED)
+    room_bytes(spec).saturating_mul(COMPRESSED)
 }
 
 async fn fetch(
@@ -158,7 +158,7 @@ async fn unpack(
     let tools = base_build(shared).await?;
     let room = Room::open(&shared.site, spec, &tools, false).await?;
     for layer in &image.layers {
-        apply(&room, log, layer).await?;
+        apply(&room, log, layer, room_bytes(spec)).await?;
     }
     provision(&room, log, certificates).await?;
     let mib = image.layers.iter().map(|layer| layer.bytes).sum::<u64>() >> 20;
@@ -177,13 +177,13 @@ async fn base_build(shared: &Shared) -> Result<BuildManifest> {
 }
 
 /// Unpacks a layer over those before it.
-async fn apply(room: &Room, log: &Log<'_>, layer: &LayerFile) -> Result<()> {
+async fn apply(room: &Room, log: &Log<'_>, layer: &LayerFile, limit: u64) -> Result<()> {
     let archive = tokio::fs::File::open(&layer.path).await.map_err(|error| {
         let message = format!("cannot open {}: {error}.", layer.path.display());
         Error::new(codes::DATA_DIR_UNUSABLE, message)
     })?;
     let archive = ReaderStream::with_capacity(archive, PIECE);
-    let args = ["unpack", &format!("/{ROOT}")];
+    let args = ["unpack", "--limit", &limit.to_string(), &format!("/{ROOT}")];
     let mut lines = log.output();
     let exit = room.tool(&args, Some(archive), |stream, bytes| lines.take(stream, bytes)).await?;
     let last = lines.end();

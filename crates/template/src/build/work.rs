@@ -7,7 +7,12 @@ use atoll_orchestrator::commands::{Command, Output};
 use bytes::Bytes;
 use futures::{Stream, stream::Empty};
 
-use super::{context::Context, job::Job, room::Room, step::Copy};
+use super::{
+    context::Context,
+    job::Job,
+    room::{Room, room_bytes},
+    step::Copy,
+};
 
 /// No standard input.
 const NOTHING: Option<Empty<io::Result<Bytes>>> = None;
@@ -77,7 +82,8 @@ pub(super) async fn copy(job: &mut Job<'_>, room: &Room, copy: &Copy) -> Result<
         (job.context.expanded(&copy.source), job.context.expanded(&copy.destination));
     let workdir = job.context.workdir.clone();
     let owner = copy.owner.as_deref().map(|owner| job.context.expanded(owner));
-    let mut args = vec!["copy", "--user", &job.context.user];
+    let limit = room_bytes(job.spec).to_string();
+    let mut args = vec!["copy", "--limit", &limit, "--user", &job.context.user];
     for (flag, value) in [
         ("--workdir", workdir.as_deref()),
         ("--owner", owner.as_deref()),
