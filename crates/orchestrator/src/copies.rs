@@ -145,6 +145,7 @@ fn manifest(
         // It was built from no recipe.
         recipe_digest: String::new(),
         step: None,
+        parent: None,
         env_vars: build.env_vars.clone(),
         start: build.start.clone(),
         snapshot: Some(kept),

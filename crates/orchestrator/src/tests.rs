@@ -23,6 +23,7 @@ pub(crate) fn build() -> BuildManifest {
         created_at: "2026-05-05T12:00:00Z".parse().unwrap(),
         recipe_digest: "digest".to_owned(),
         step: None,
+        parent: None,
         env_vars: Default::default(),
         start: None,
         snapshot: None,

@@ -55,6 +55,9 @@ pub struct BuildManifest {
     /// What a step of a build has left, for later builds and no sandbox of a team.
     #[serde(default)]
     pub step: Option<StepResult>,
+    /// The build that it was made from, if there is one.
+    #[serde(default)]
+    pub parent: Option<String>,
     /// Variables for every process of its sandboxes.
     #[serde(default)]
     pub env_vars: BTreeMap<String, String>,
@@ -81,8 +84,6 @@ pub struct StepResult {
     pub team: String,
     /// The step, as people wrote it.
     pub text: String,
-    /// The result of the step before it; none of the first.
-    pub parent: Option<String>,
     /// When a build last began from it or led to it.
     pub used_at: Timestamp,
 }

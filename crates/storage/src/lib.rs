@@ -37,7 +37,7 @@ use std::{
     sync::Arc,
 };
 
-use atoll_core::{LayerId, Result};
+use atoll_core::{Error, LayerId, Result, error::codes};
 use tokio::task::JoinSet;
 
 use crate::{
@@ -274,14 +274,16 @@ impl Handle {
 
     /// Makes a layer of what a sandbox wrote below `part` of its root before its disk was saved; of all
     /// if that is empty, and none if it wrote nothing. What is called `leave_out`, paths from `part` on,
-    /// stays behind.
+    /// stays behind. `limit_bytes` is that of its disk.
     ///
     /// # Errors
-    /// `NOT_FOUND` when it is not saved any more, `LAYER_CORRUPT` when it is damaged, `DISK_FULL` or
-    /// `DATA_DIR_UNUSABLE`.
+    /// `NOT_FOUND` when it is not saved any more, `LAYER_CORRUPT` when it is damaged, `TOO_LARGE` for
+    /// far more than the disk holds, more files than a layer may have, or deeper directories;
+    /// `DISK_FULL` or `DATA_DIR_UNUSABLE`.
     pub async fn layer_of(
         &self,
         saved: &Saved,
+        limit_bytes: u64,
         part: &'static str,
         leave_out: &'static [&'static str],
         layer: Layer,
@@ -294,10 +296,12 @@ impl Handle {
             return Ok(None);
         }
         let draft = self.new_layer().await?;
+        // Files may share data, as copies made by `cp` do: then there is more of it than on the disk.
+        let bounds = copy::Bounds::with_data(limit_bytes.saturating_mul(2));
         let fill = move |upper: &Path| {
             let tree = upper.join(part);
-            copy::tree(&tree, &draft.dir(), leave_out)
-                .map_err(|error| unusable("copy to a layer", &tree, &error))?;
+            copy::tree(&tree, &draft.dir(), leave_out, bounds)
+                .map_err(|error| not_copied(&tree, &error))?;
             Ok(draft)
         };
         self.saves.look(saved, fill).await?.commit(layer).await.map(Some)
@@ -312,6 +316,14 @@ impl Handle {
     /// kept until a manifest names it.
     pub fn keep_layer(&self, id: &LayerId) {
         self.library.layers.set_kept(std::slice::from_ref(id), true);
+    }
+
+    /// Deletes a layer that was made and is not wanted, unless something uses it.
+    ///
+    /// # Errors
+    /// `DATA_DIR_UNUSABLE` when it cannot be removed; the next start does it.
+    pub async fn discard_layer(&self, id: &LayerId) -> Result<()> {
+        self.library.discard(id.clone()).await
     }
 
     /// Keeps layers from being deleted while the lease lives.
@@ -373,4 +385,15 @@ impl Handle {
     pub fn usage(&self) -> Result<(u64, u64)> {
         self.pool.usage()
     }
+}
+
+/// Why there is no layer of a tree. What its writer has overdone is no fault of the data directory.
+fn not_copied(tree: &Path, error: &std::io::Error) -> Error {
+    use std::io::ErrorKind;
+    if matches!(error.kind(), ErrorKind::FileTooLarge | ErrorKind::InvalidFilename) {
+        let message = format!("what was written is too much to be kept: {error}.");
+        return Error::new(codes::TOO_LARGE, message)
+            .with_fix("Leave less behind: remove what was only needed meanwhile.");
+    }
+    unusable("copy to a layer", tree, error)
 }

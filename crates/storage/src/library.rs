@@ -128,6 +128,16 @@ impl Library {
         .await
     }
 
+    /// Deletes a layer that is no longer to be kept, unless it is in use.
+    pub(crate) async fn discard(self: &Arc<Self>, id: LayerId) -> Result<()> {
+        let library = Arc::clone(self);
+        blocking(move || {
+            library.layers.set_kept(std::slice::from_ref(&id), false);
+            library.free(&[id])
+        })
+        .await
+    }
+
     /// Deletes those of these layers that are not in use. Blocks.
     fn free(&self, layers: &[LayerId]) -> Result<()> {
         if layers.is_empty() {

@@ -88,6 +88,7 @@ pub(crate) async fn ensure(
         created_at,
         recipe_digest: recipe,
         step: None,
+        parent: None,
         env_vars: Default::default(),
         start: None,
         snapshot: None,

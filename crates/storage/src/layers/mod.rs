@@ -352,12 +352,15 @@ impl LayerDraft {
         self.layers.dir.join(self.id.as_str())
     }
 
-    /// Makes the tree a layer: it is on disk, whole, when this returns.
+    /// Makes the tree a layer: it is on disk, whole, when this returns. If the future is dropped before
+    /// it is, there is none: nobody would know of it.
     ///
     /// # Errors
     /// `DISK_FULL` or `DATA_DIR_UNUSABLE` when that fails; nothing is left then.
     pub async fn commit(mut self, layer: Layer) -> Result<LayerId> {
-        blocking(move || {
+        let waiting = Arc::new(());
+        let caller = Arc::downgrade(&waiting);
+        let made = blocking(move || {
             let root = self.root();
             let scratch = self.scratch();
             fs::remove_dir_all(&scratch).map_err(|error| unusable("remove", &scratch, &error))?;
@@ -368,6 +371,9 @@ impl LayerDraft {
             let tree = self.dir();
             let size = Size::of(&tree).map_err(|error| unusable("measure", &tree, &error))?;
             let description = Description { layer, size: Some(size) };
+            if caller.strong_count() == 0 {
+                return Err(Error::new(codes::INTERNAL, "nobody waits for the layer any more."));
+            }
             checked::write(&root.join("layer.json"), "layer", &description)?;
             self.committed = true;
             let id = self.id.clone();
@@ -377,8 +383,10 @@ impl LayerDraft {
             self.layers.lock().insert(id.clone(), known);
             self.layers.want_digest(&id);
             Ok(id)
-        })
-        .await
+        });
+        let made = made.await;
+        drop(waiting);
+        made
     }
 }
 

@@ -201,6 +201,7 @@ fn manifest(number: u32, layers: &[LayerId]) -> BuildManifest {
         created_at: jiff::Timestamp::UNIX_EPOCH,
         recipe_digest: "0".into(),
         step: None,
+        parent: None,
         env_vars: Default::default(),
         start: None,
         snapshot: None,

@@ -68,7 +68,14 @@ async fn a_layer_of_what_was_written_looks_the_same_from_above() {
     let before = listed(&overlay.path(""));
 
     let saved = storage.seal(&disk, "step").await.unwrap();
-    let made = storage.layer_of(&saved, "", &["run/own"], layer("step")).await.unwrap().unwrap();
+    let made = storage
+        .layer_of(&saved, 100 * MIB, "", &["run/own"], layer("step"))
+        .await
+        .unwrap()
+        .unwrap();
+    let twin = storage.layer_of(&saved, 100 * MIB, "", &[], layer("step")).await.unwrap().unwrap();
+    storage.discard_layer(&twin).await.unwrap();
+    assert!(!storage.layer_dir(&twin).exists());
     let made = storage.layer_dir(&made);
     let root = root_of(&[&base, &made]);
     let expected: Vec<_> = before.into_iter().filter(|line| !line.starts_with("run/own")).collect();
@@ -98,11 +105,40 @@ async fn there_is_no_layer_of_nothing() {
     fs::create_dir_all(disk.upper().join("run/own/more")).unwrap();
     let saved = storage.seal(&disk, "step").await.unwrap();
     let before = dir.layers();
-    assert!(storage.layer_of(&saved, "", &["run/own", "tmp"], layer("x")).await.unwrap().is_none());
+    assert!(
+        storage
+            .layer_of(&saved, 100 * MIB, "", &["run/own", "tmp"], layer("x"))
+            .await
+            .unwrap()
+            .is_none()
+    );
     assert_eq!(dir.layers(), before);
     saved.clone().destroy().await.unwrap();
-    let gone = storage.layer_of(&saved, "", &[], layer("x")).await.unwrap_err();
+    let gone = storage.layer_of(&saved, 100 * MIB, "", &[], layer("x")).await.unwrap_err();
     assert_eq!(gone.code, atoll_core::error::codes::NOT_FOUND);
     disk.destroy().await.unwrap();
+    service.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_layer_that_nobody_waits_for_is_none() {
+    let dir = DataDir::new();
+    let service = dir.start(0).await;
+    let storage = service.handle();
+    let draft = storage.new_layer().await.unwrap();
+    fill(&draft.dir().join("big"), 20 * MIB).unwrap();
+    tokio::select! {
+        biased;
+        made = draft.commit(layer("x")) => panic!("{made:?}"),
+        () = std::future::ready(()) => {}
+    }
+    for _ in 0..100 {
+        if dir.layers().is_empty() {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    assert!(dir.layers().is_empty());
+    assert!(storage.layers().await.is_empty());
     service.shutdown().await;
 }

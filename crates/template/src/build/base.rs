@@ -10,7 +10,7 @@ use atoll_wire::{
 use super::{
     Shared,
     context::Context,
-    job::{self, Job},
+    job::{self, Held, Job},
     log::Log,
     step::Key,
     unpack,
@@ -42,17 +42,18 @@ async fn from_build<'a>(
     log.note(format_args!("FROM {name} [{}]", key.short()));
     if build.snapshot.is_none() {
         // Its own layers are its result: nothing has to be kept.
-        return Job::at(shared, spec, log, build, key).await;
+        let held = Held::of(shared, build).await?;
+        return Ok(Job::at(shared, spec, log, held, key));
     }
     if let Some(found) = job::find(shared, &spec.team, &key, spec.force).await? {
-        return Job::at(shared, spec, log, found, key).await;
+        return Ok(Job::at(shared, spec, log, found, key));
     }
     let layer = written(shared, &build, &key).await?;
     let context = Context::of(&build);
     let layers = build.layers.iter().cloned().chain(layer).collect();
     let manifest = result(shared, spec, &key, layers, &context, format!("FROM {name}"));
-    shared.site.storage.put_build(&manifest).await?;
-    Job::at(shared, spec, log, manifest, key).await
+    let held = Held::put(shared, manifest).await?;
+    Ok(Job::at(shared, spec, log, held, key))
 }
 
 /// What the sandbox of a snapshot had written, as a layer.
@@ -61,7 +62,8 @@ async fn written(shared: &Shared, build: &BuildManifest, key: &Key) -> Result<Op
     let saved = storage.saved(&build.id).await?.ok_or_else(|| {
         Error::new(codes::TEMPLATE_MISSING, format!("snapshot {} is gone.", build.id))
     })?;
-    storage.layer_of(&saved, "", super::room::LEFT_OUT, job::layer("FROM a snapshot", key)).await
+    let (limit, layer) = (u64::from(build.disk_mb) << 20, job::layer("FROM a snapshot", key));
+    storage.layer_of(&saved, limit, "", super::room::LEFT_OUT, layer).await
 }
 
 /// The result that a build begins with.
@@ -76,7 +78,6 @@ pub(super) fn result(
     let step = atoll_storage::StepResult {
         team: spec.team.clone(),
         text,
-        parent: None,
         used_at: jiff::Timestamp::now(),
     };
     BuildManifest { step: Some(step), ..job::manifest(shared, spec, key, layers, context) }

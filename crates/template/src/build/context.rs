@@ -2,11 +2,16 @@
 
 use std::collections::BTreeMap;
 
+use atoll_core::{Error, Result, error::codes};
 use atoll_orchestrator::commands::Command;
 use atoll_storage::BuildManifest;
 
 /// The user of templates that set none.
 pub(crate) const DEFAULT_USER: &str = "user";
+/// Most bytes of all variables together, and of a text with what its variables stand for. No command
+/// could be started with more, and each variable may name others many times: without a limit a few
+/// lines of a client would fill the node's memory.
+const LARGEST: usize = 128 << 10;
 
 /// Where a build stands, apart from files.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,29 +54,62 @@ impl Context {
     }
 
     /// Sets variables, of which each sees those before it.
-    pub(crate) fn set(&mut self, pairs: &[(String, String)]) {
+    ///
+    /// # Errors
+    /// `INVALID_REQUEST` when they become too large.
+    pub(crate) fn set(&mut self, pairs: &[(String, String)]) -> Result<()> {
+        let mut bytes = self.bytes();
         for (name, value) in pairs {
-            let value = self.expanded(value);
-            self.env_vars.insert(name.clone(), value);
+            let value = self.expanded(value)?;
+            bytes += size(name, &value);
+            if let Some(former) = self.env_vars.insert(name.clone(), value) {
+                bytes -= size(name, &former);
+            }
+            if bytes > LARGEST {
+                return Err(too_large());
+            }
         }
+        Ok(())
+    }
+
+    /// Refuses variables that no command could be started with.
+    ///
+    /// # Errors
+    /// `INVALID_REQUEST` for them.
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.bytes() > LARGEST { Err(too_large()) } else { Ok(()) }
+    }
+
+    fn bytes(&self) -> usize {
+        self.env_vars.iter().map(|(name, value)| size(name, value)).sum()
     }
 
     /// `path`, from the working directory on if it is relative; none is the home.
-    pub(crate) fn resolve(&self, path: &str) -> Option<String> {
-        let path = self.expanded(path);
+    ///
+    /// # Errors
+    /// As of [`expanded`](Self::expanded).
+    pub(crate) fn resolve(&self, path: &str) -> Result<Option<String>> {
+        let path = self.expanded(path)?;
         if path.starts_with('/') {
-            return Some(path);
+            return Ok(Some(path));
         }
         // Below a home that is known only inside: the shell says where.
-        self.workdir.as_ref().map(|workdir| format!("{}/{path}", workdir.trim_end_matches('/')))
+        let from = |workdir: &String| format!("{}/{path}", workdir.trim_end_matches('/'));
+        Ok(self.workdir.as_ref().map(from))
     }
 
     /// `text` with `$NAME` and `${NAME}` replaced by what they stand for: nothing, if they are not set.
     /// A backslash keeps a dollar sign.
-    pub(crate) fn expanded(&self, text: &str) -> String {
+    ///
+    /// # Errors
+    /// `INVALID_REQUEST` when it becomes too large.
+    pub(crate) fn expanded(&self, text: &str) -> Result<String> {
         let mut expanded = String::with_capacity(text.len());
         let mut rest = text;
         while let Some(at) = rest.find(['$', '\\']) {
+            if expanded.len() > LARGEST {
+                return Err(too_large());
+            }
             expanded.push_str(&rest[..at]);
             rest = &rest[at..];
             if let Some(after) = rest.strip_prefix("\\$") {
@@ -86,8 +124,19 @@ impl Context {
             }
         }
         expanded.push_str(rest);
-        expanded
+        if expanded.len() > LARGEST { Err(too_large()) } else { Ok(expanded) }
     }
+}
+
+/// What a variable takes of the room that there is for all.
+fn size(name: &str, value: &str) -> usize {
+    name.len() + value.len() + "=\0".len()
+}
+
+fn too_large() -> Error {
+    let message = format!("variables are too large: {} KiB are the most.", LARGEST >> 10);
+    Error::new(codes::INVALID_REQUEST, message)
+        .with_fix("Put what is larger into a file, and set a variable to its path.")
 }
 
 /// The name of the variable that `text` begins with, and what comes after it.
@@ -119,7 +168,7 @@ mod tests {
     fn context(pairs: &[(&str, &str)]) -> Context {
         let pairs: Vec<_> = pairs.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
         let mut context = Context::default();
-        context.set(&pairs);
+        context.set(&pairs).unwrap();
         context
     }
 
@@ -142,18 +191,38 @@ mod tests {
             ("a\\nb", "a\\nb"),
             ("ä$Aö", "ä1ö"),
         ] {
-            assert_eq!(context.expanded(text), expected, "{text}");
+            assert_eq!(context.expanded(text).unwrap(), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn variables_that_name_each_other_many_times_are_refused() {
+        let pair = |name: &str, value: String| (name.to_owned(), value);
+        let mut context = Context::default();
+        let bomb = [
+            pair("A", "x".repeat(1000)),
+            pair("B", "$A".repeat(1000)),
+            pair("C", "$B".repeat(1000)),
+            pair("D", "$C".repeat(1000)),
+        ];
+        assert_eq!(context.set(&bomb).unwrap_err().code, codes::INVALID_REQUEST);
+        assert!(context.expanded(&"$A".repeat(1000)).is_err());
+        // Set again and again, one takes the room of one.
+        let again: Vec<_> = (0..1000).map(|_| pair("A", "x".repeat(1000))).collect();
+        let mut context = Context::default();
+        context.set(&again).unwrap();
+        let many: Vec<_> = (0..1000).map(|n| pair(&n.to_string(), "x".repeat(1000))).collect();
+        assert!(context.set(&many).is_err());
     }
 
     #[test]
     fn a_path_counts_from_the_working_directory() {
         let mut context = context(&[("D", "/data")]);
-        assert_eq!(context.resolve("/a"), Some("/a".into()));
-        assert_eq!(context.resolve("$D/a"), Some("/data/a".into()));
-        assert_eq!(context.resolve("a"), None);
+        assert_eq!(context.resolve("/a").unwrap(), Some("/a".into()));
+        assert_eq!(context.resolve("$D/a").unwrap(), Some("/data/a".into()));
+        assert_eq!(context.resolve("a").unwrap(), None);
         context.workdir = Some("/app/".into());
-        assert_eq!(context.resolve("a"), Some("/app/a".into()));
+        assert_eq!(context.resolve("a").unwrap(), Some("/app/a".into()));
     }
 
     #[test]

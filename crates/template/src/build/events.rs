@@ -1,11 +1,12 @@
 //! What happens to builds, until the control plane has it.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
+use atoll_core::limits::MOST_BUILD_LINES;
 use atoll_wire::build::{BuildEvent, BuildLine};
 use tokio::{
     sync::Notify,
@@ -26,6 +27,21 @@ struct Queue {
     events: VecDeque<(String, BuildEvent)>,
     /// Lines that were left out since the last one that was not.
     left_out: u64,
+    /// Lines of each build that has not ended.
+    said: HashMap<String, u32>,
+}
+
+impl Queue {
+    /// Whether a build may say another line. One that never stops is not to crowd out others: what is
+    /// beyond is not stored anyway.
+    fn may_say(&mut self, build: &str) -> bool {
+        match self.said.get_mut(build) {
+            Some(said) if *said >= MOST_BUILD_LINES => return false,
+            Some(said) => *said += 1,
+            None => drop(self.said.insert(build.to_owned(), 1)),
+        }
+        true
+    }
 }
 
 /// The queue, and who waits for it.
@@ -42,6 +58,11 @@ impl Events {
             let is_line = matches!(event, BuildEvent::Line(_));
             if is_line && queue.events.len() >= MOST {
                 queue.left_out += 1;
+                return;
+            }
+            if !is_line {
+                queue.said.remove(build);
+            } else if !queue.may_say(build) {
                 return;
             }
             if let (left_out @ 1.., BuildEvent::Line(line)) = (queue.left_out, &event) {
@@ -142,6 +163,22 @@ mod tests {
         events.push("b", line("y"));
         let (_, found) = events.wait(cursor).await;
         assert_eq!(texts(&found), ["b: … 5 lines were left out", "b: y"]);
+    }
+
+    #[tokio::test]
+    async fn a_build_that_never_stops_does_not_crowd_out_others() {
+        let events = Events::default();
+        let mut cursor = 0;
+        for _ in 0..MOST_BUILD_LINES / 1000 {
+            (0..1000).for_each(|_| events.push("loud", line("x")));
+            cursor = events.wait(cursor).await.0;
+        }
+        events.push("loud", line("x"));
+        events.push("other", line("y"));
+        events.push("loud", BuildEvent::Ready { envd_version: "1".into() });
+        let (_, found) = events.wait(cursor).await;
+        assert_eq!(texts(&found)[0], "other: y");
+        assert_eq!(found.len(), 2);
     }
 
     #[tokio::test(start_paused = true)]

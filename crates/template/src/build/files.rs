@@ -23,8 +23,20 @@ use tokio_util::io::ReaderStream;
 
 /// Largest archive, bytes.
 const LARGEST: u64 = 16 << 30;
+/// Most archives of a team, and their bytes: they stay until somebody prunes them, on the disk that the
+/// node's own files are on.
+const MOST_OF_TEAM: Room = Room { files: 10_000, bytes: 4 * LARGEST };
+/// Whether there is room is asked again after as many bytes: others may be uploaded meanwhile.
+const ASKED_EVERY: u64 = 64 << 20;
 /// Most bytes of a piece that is read at once.
 const PIECE: usize = 256 << 10;
+
+/// How much a team has.
+#[derive(Clone, Copy, Debug, Default)]
+struct Room {
+    files: u64,
+    bytes: u64,
+}
 
 /// The archives of all teams.
 #[derive(Clone, Debug)]
@@ -104,12 +116,13 @@ impl Files {
         let dir = self.dir.join(team);
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir);
         made.map_err(|error| unusable("make", &dir, &error))?;
+        check_room(dir.clone(), MOST_OF_TEAM).await?;
         let part = tempfile::Builder::new().prefix(".part-").tempfile_in(&dir);
         // Dropped before it has its name, it is removed.
         let part = part.map_err(|error| unusable("write in", &dir, &error))?;
         let file = part.as_file().try_clone().map_err(|error| unusable("open", &dir, &error))?;
         let mut file = tokio::fs::File::from_std(file);
-        receive(&mut file, archive, &path).await?;
+        receive(&mut file, archive, &path, MOST_OF_TEAM).await?;
         file.sync_all().await.map_err(|error| unusable("write", &path, &error))?;
         let named = tokio::task::spawn_blocking(move || {
             check(part.path())?;
@@ -147,12 +160,36 @@ impl Files {
     }
 }
 
+/// Refuses more than a team may have. What is being written counts, so that no two take one room.
+async fn check_room(dir: PathBuf, most: Room) -> Result<()> {
+    let look = move || {
+        let mut found = Room::default();
+        let entries = fs::read_dir(&dir).map_err(|error| unusable("list", &dir, &error))?;
+        // Those that go meanwhile do not count.
+        for metadata in entries.flatten().filter_map(|entry| entry.metadata().ok()) {
+            found.files += 1;
+            found.bytes += metadata.len();
+        }
+        if found.files < most.files && found.bytes <= most.bytes {
+            return Ok(());
+        }
+        let (files, gib) = (most.files, most.bytes >> 30);
+        let message = format!("a team may keep {files} archives with {gib} GiB for its builds.");
+        Err(Error::new(codes::TOO_LARGE, message)
+            .with_fix("Prune those that no build needs any more."))
+    };
+    tokio::task::spawn_blocking(look).await.unwrap_or_else(|error| {
+        Err(Error::new(codes::INTERNAL, format!("an upload was lost: {error}.")))
+    })
+}
+
 async fn receive(
     file: &mut tokio::fs::File,
     mut archive: BoxStream<'static, io::Result<Bytes>>,
     path: &Path,
+    most: Room,
 ) -> Result<()> {
-    let mut bytes = 0;
+    let (mut bytes, mut asked) = (0, 0);
     while let Some(piece) = archive.next().await {
         let piece = piece.map_err(|error| {
             Error::new(codes::INVALID_REQUEST, format!("the upload broke off: {error}."))
@@ -163,6 +200,10 @@ async fn receive(
             return Err(Error::new(codes::TOO_LARGE, message));
         }
         file.write_all(&piece).await.map_err(|error| unusable("write", path, &error))?;
+        if bytes - asked >= ASKED_EVERY {
+            asked = bytes;
+            check_room(path.with_file_name(""), most).await?;
+        }
     }
     file.flush().await.map_err(|error| unusable("write", path, &error))
 }
@@ -202,4 +243,23 @@ fn unusable(what: &str, path: &Path, error: &io::Error) -> Error {
         _ => codes::DATA_DIR_UNUSABLE,
     };
     Error::new(code, format!("cannot {what} {}: {error}.", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_team_has_so_much_room_and_no_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let check = |files, bytes| check_room(dir.path().to_owned(), Room { files, bytes });
+        check(1, 0).await.unwrap();
+        fs::write(dir.path().join("a"), "12345").unwrap();
+        // Also one that is being written.
+        fs::write(dir.path().join(".part-b"), "12345").unwrap();
+        check(3, 10).await.unwrap();
+        for (files, bytes) in [(2, 10), (3, 9)] {
+            assert_eq!(check(files, bytes).await.unwrap_err().code, codes::TOO_LARGE);
+        }
+    }
 }

@@ -33,6 +33,7 @@ pub(super) async fn finish(mut job: Job<'_>) -> Result<()> {
         id: job.spec.id.clone(),
         alias: job.spec.alias.clone(),
         start: start.clone(),
+        parent: Some(job.parent.id.clone()),
         ..job::manifest(job.shared, job.spec, &job.key, job.parent.layers.clone(), &job.context)
     };
     let Some(start) = start else {
@@ -40,7 +41,7 @@ pub(super) async fn finish(mut job: Job<'_>) -> Result<()> {
     };
     // A sandbox as those of the template will be, but for the command.
     let key = Key::first(&job.spec.team, ["finalize", &job.spec.id]);
-    let parent = job.keep(None, &key, "[finalize]".to_owned()).await?;
+    let parent = job.keep(None, &key, "[finalize]".to_owned()).await?.manifest;
     let before = std::mem::replace(&mut job.parent, parent);
     let finished = started(&mut job, &start, template).await;
     let parent = std::mem::replace(&mut job.parent, before);

@@ -91,7 +91,9 @@ pub(crate) async fn run(
     };
     note("base", None);
     let log = Log::new(shared, &spec.id);
-    let mut job = base::begin(shared, spec, log).await?;
+    // A registry may give a byte a minute, and a turn is not to be held for as long as it likes.
+    let begun = tokio::time::timeout(LONGEST_STEP, base::begin(shared, spec, log)).await;
+    let mut job = begun.unwrap_or_else(|_| Err(too_long("what the build starts from")))?;
     for (index, step) in spec.steps.iter().enumerate() {
         note(&(index + 1).to_string(), Some(&job.parent.id));
         job.step(index, step).await?;
@@ -101,25 +103,24 @@ pub(crate) async fn run(
 }
 
 impl<'a> Job<'a> {
-    /// A build that stands at `parent`, which has `key`.
-    pub(crate) async fn at(
+    /// A build that stands at what `parent` holds, which has `key`.
+    pub(crate) fn at(
         shared: &'a Shared,
         spec: &'a BuildSpec,
         log: Log<'a>,
-        parent: BuildManifest,
+        parent: Held,
         key: Key,
-    ) -> Result<Self> {
-        let lease = shared.site.storage.lease(&parent.layers).await?;
+    ) -> Self {
+        let Held { manifest: parent, lease } = parent;
         let context = Context::of(&parent);
-        Ok(Self { shared, spec, log, parent, key, context, _lease: lease, is_forced: spec.force })
+        Self { shared, spec, log, parent, key, context, _lease: lease, is_forced: spec.force }
     }
 
-    /// What is done from here on is of `manifest`.
-    async fn go_to(&mut self, manifest: BuildManifest, key: Key) -> Result<()> {
-        self._lease = self.shared.site.storage.lease(&manifest.layers).await?;
-        self.parent = manifest;
+    /// What is done from here on is of what `to` holds.
+    fn go_to(&mut self, to: Held, key: Key) {
+        self._lease = to.lease;
+        self.parent = to.manifest;
         self.key = key;
-        Ok(())
     }
 
     /// Does a step, unless that was done before.
@@ -133,24 +134,24 @@ impl<'a> Job<'a> {
         self.log.at(&name, &number);
         if let Action::Set(pairs) = action {
             self.log.say(LogLevel::Info, format!("{number} {text}"));
-            self.context.set(&pairs);
+            self.context.set(&pairs)?;
             self.key = key;
             return Ok(());
         }
         if let Some(found) = find(self.shared, &self.spec.team, &key, self.is_forced).await? {
             self.log.say(LogLevel::Info, format!("CACHED {number} {text} [{short}]"));
-            self.context = Context::of(&found);
-            return self.go_to(found, key).await;
+            self.context = Context::of(&found.manifest);
+            self.go_to(found, key);
+            return Ok(());
         }
         self.log.say(LogLevel::Info, format!("{number} {text} [{short}]"));
         let done = tokio::time::timeout(LONGEST_STEP, self.perform(&action, &text, &key));
-        let layer = done.await.unwrap_or_else(|_| {
-            let minutes = LONGEST_STEP.as_secs() / 60;
-            let message = format!("`{text}` did not end within {minutes} minutes.");
-            Err(Error::new(codes::STEP_FAILED, message))
-        })?;
-        let manifest = self.keep(layer, &key, text).await?;
-        self.go_to(manifest, key).await
+        let layer = done.await.unwrap_or_else(|_| Err(too_long(&format!("`{text}`"))))?;
+        let kept = self.keep(layer, &key, text).await?;
+        // Where an equal step was faster, it may have found other users than this one.
+        self.context = Context::of(&kept.manifest);
+        self.go_to(kept, key);
+        Ok(())
     }
 
     /// Does it in a sandbox, and makes a layer of what it leaves.
@@ -174,30 +175,68 @@ impl<'a> Job<'a> {
 
     /// A sandbox of what the steps so far have left.
     pub(crate) async fn open(&self, has_internet: bool) -> Result<Room> {
-        Room::open(&self.shared.site, self.spec, &self.parent, has_internet).await
+        let site = &self.shared.site;
+        let room = Room::open(site, self.spec, &self.parent, has_internet).await?;
+        // A build that was to do all again may have put its own result under the same id meanwhile.
+        // What is written in a sandbox of that fits no other layers.
+        let now = site.storage.build(&self.parent.id).await?;
+        if now.is_some_and(|now| now.layers == self.parent.layers) {
+            return Ok(room);
+        }
+        let message = "another build has replaced the results that this one stands on.";
+        Err(Error::new(codes::CONFLICT, message).with_fix("Build again."))
     }
 
-    /// Stores the result of a step, for this build and later ones.
+    /// Stores the result of a step, for this build and later ones; or gives that of another build,
+    /// which was faster, and on which others may stand by now.
     pub(crate) async fn keep(
         &self,
         layer: Option<LayerId>,
         key: &Key,
         text: String,
-    ) -> Result<BuildManifest> {
+    ) -> Result<Held> {
+        if let Some(found) = find(self.shared, &self.spec.team, key, self.is_forced).await? {
+            if let Some(layer) = layer {
+                self.shared.site.storage.discard_layer(&layer).await?;
+            }
+            return Ok(found);
+        }
         let layers = self.parent.layers.iter().cloned().chain(layer).collect();
-        let result = StepResult {
-            team: self.spec.team.clone(),
-            text,
-            parent: Some(self.parent.id.clone()),
-            used_at: Timestamp::now(),
-        };
+        let result = StepResult { team: self.spec.team.clone(), text, used_at: Timestamp::now() };
         let manifest = BuildManifest {
             step: Some(result),
+            parent: Some(self.parent.id.clone()),
             ..manifest(self.shared, self.spec, key, layers, &self.context)
         };
-        self.shared.site.storage.put_build(&manifest).await?;
-        Ok(manifest)
+        Held::put(self.shared, manifest).await
     }
+}
+
+/// A manifest, and what keeps its layers even if another takes its place.
+pub(crate) struct Held {
+    pub(crate) manifest: BuildManifest,
+    lease: Lease,
+}
+
+impl Held {
+    /// Holds what is there.
+    pub(crate) async fn of(shared: &Shared, manifest: BuildManifest) -> Result<Self> {
+        let lease = shared.site.storage.lease(&manifest.layers).await?;
+        Ok(Self { manifest, lease })
+    }
+
+    /// Stores a manifest. It is held before that: as soon as it is there it can be replaced.
+    pub(crate) async fn put(shared: &Shared, manifest: BuildManifest) -> Result<Self> {
+        let held = Self::of(shared, manifest).await?;
+        shared.site.storage.put_build(&held.manifest).await?;
+        Ok(held)
+    }
+}
+
+/// What has taken as long as anything may.
+fn too_long(what: &str) -> Error {
+    let minutes = LONGEST_STEP.as_secs() / 60;
+    Error::new(codes::STEP_FAILED, format!("{what} did not end within {minutes} minutes."))
 }
 
 /// The manifest of these layers, as the result of what has `key`.
@@ -222,6 +261,7 @@ pub(crate) fn manifest(
         created_at: Timestamp::now(),
         recipe_digest: key.hex(),
         step: None,
+        parent: None,
         env_vars: context.env_vars.clone(),
         start: None,
         snapshot: None,
@@ -241,7 +281,7 @@ pub(crate) async fn find(
     team: &str,
     key: &Key,
     is_forced: bool,
-) -> Result<Option<BuildManifest>> {
+) -> Result<Option<Held>> {
     if is_forced {
         return Ok(None);
     }
@@ -260,11 +300,19 @@ pub(crate) async fn find(
         return Ok(None);
     };
     let now = Timestamp::now();
-    if now.duration_since(result.used_at) > MARK_EVERY {
+    let is_old = now.duration_since(result.used_at) > MARK_EVERY;
+    if is_old {
         result.used_at = now;
-        storage.put_build(&found).await?;
     }
-    Ok(Some(found))
+    let held = match Held::of(shared, found).await {
+        // Replaced or pruned since it was found.
+        Err(error) if error.code == codes::TEMPLATE_MISSING => return Ok(None),
+        held => held?,
+    };
+    if is_old {
+        storage.put_build(&held.manifest).await?;
+    }
+    Ok(Some(held))
 }
 
 /// The last lines that a command has printed, for the message of a failure.

@@ -39,14 +39,14 @@ use std::{
 };
 
 use async_trait::async_trait;
-use atoll_core::{Error, Result, error::codes};
+use atoll_core::{Error, Result, error::codes, limits::BUILD_WINDOW};
 use atoll_wire::{
     build::{BuildEvent, BuildFailure, BuildSpec, Builder, Pruned},
     log::LogLevel,
 };
 use bytes::Bytes;
 use futures::stream::BoxStream;
-use tokio::sync::Semaphore;
+use tokio::sync::{RwLock, Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{events::Events, files::Files, job::Progress, log::Log, room::Site};
@@ -80,6 +80,8 @@ pub(crate) struct Shared {
     pub(crate) base: String,
     turns: Semaphore,
     running: Mutex<HashMap<String, Running>>,
+    /// By team: held together by its builds, and alone by whoever deletes what they begin from.
+    gates: Mutex<HashMap<String, Arc<RwLock<()>>>>,
     tasks: TaskTracker,
     stopping: CancellationToken,
 }
@@ -123,6 +125,7 @@ impl Builds {
             base,
             turns: Semaphore::new(at_once.max(1)),
             running: Mutex::default(),
+            gates: Mutex::default(),
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
         };
@@ -148,11 +151,19 @@ impl Shared {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What keeps a team's builds and the deletion of their results apart.
+    fn gate(&self, team: &str) -> Arc<RwLock<()>> {
+        let mut gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(gates.entry(team.to_owned()).or_default())
+    }
+
     /// The whole of a build.
     async fn run(&self, spec: &BuildSpec, cancelled: &CancellationToken) -> BuildEvent {
         let begun = Instant::now();
         let progress = Mutex::new(Progress::default());
+        let gate = self.gate(&spec.team);
         let work = async {
+            let _begun = gate.read().await;
             let _turn = match self.turns.try_acquire() {
                 Ok(turn) => turn,
                 Err(_) => {
@@ -167,6 +178,9 @@ impl Shared {
             done = work => done,
             () = cancelled.cancelled() => Err(self.why_cancelled(&spec.id)),
             () = self.stopping.cancelled() => Err(interrupted()),
+            // It counts for its team's limit no longer, and is not to hold a turn for longer either:
+            // each step is bounded, but a build may have thousands.
+            () = tokio::time::sleep(BUILD_WINDOW) => Err(endless()),
         };
         let mut log = Log::new(self, &spec.id);
         log.at("finalize", "[finalize]");
@@ -176,7 +190,13 @@ impl Shared {
                 log.say(LogLevel::Info, format!("Build finished, took {seconds:.1}s"));
                 BuildEvent::Ready { envd_version: self.envd_version.clone() }
             }
-            Err(error) => BuildEvent::Failed(self.failed(&progress, &error, log).await),
+            Err(error) => {
+                // Cancelled at its very end, it may have left a template of which nobody hears.
+                if let Err(error) = self.site.storage.delete_build(&spec.id).await {
+                    tracing::warn!(build = spec.id, %error, "what a build has left stays");
+                }
+                BuildEvent::Failed(self.failed(&progress, &error, log).await)
+            }
         }
     }
 
@@ -201,6 +221,11 @@ impl Shared {
         let message = reason.unwrap_or_else(|| "The build was cancelled.".to_owned());
         Error::new(codes::BUILD_CANCELLED, message).with_fix("")
     }
+}
+
+fn endless() -> Error {
+    let hours = BUILD_WINDOW.as_secs() / 3600;
+    Error::new(codes::BUILD_FAILED, format!("the build did not end within {hours} hours."))
 }
 
 fn interrupted() -> Error {

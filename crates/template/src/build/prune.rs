@@ -4,7 +4,7 @@
 //! begins where this one differs. Other results go: of templates that were deleted, and of steps that
 //! were since changed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use atoll_core::{Error, Result, error::codes};
 use atoll_storage::BuildManifest;
@@ -14,22 +14,23 @@ use super::Shared;
 
 pub(super) async fn prune(shared: &Shared, team: &str) -> Result<Pruned> {
     let storage = &shared.site.storage;
-    // One that builds may be about to stand on any of them.
-    if !shared.running().is_empty() {
+    // Builds may be about to stand on any of them; those that begin meanwhile wait. Other teams'
+    // builds never stand on results of this one.
+    let gate = shared.gate(team);
+    let Ok(_alone) = gate.try_write() else {
         return Err(Error::new(codes::CONFLICT, "builds are under way.")
             .with_fix("Prune when they have ended."));
-    }
+    };
     let builds = storage.builds().await;
     let (mut results, templates): (Vec<_>, Vec<_>) =
         builds.into_iter().partition(|build| build.step.is_some());
-    let stands_on =
-        |build: &BuildManifest, result: &BuildManifest| build.layers.starts_with(&result.layers);
+    let in_use = ancestors(&templates, &results);
     // The last steps first: each then frees what it has added.
     results.sort_by_key(|result| std::cmp::Reverse(result.layers.len()));
     let mut steps = BTreeMap::new();
     for result in results {
         let Some(step) = result.step.as_ref().filter(|step| step.team == team) else { continue };
-        if templates.iter().any(|build| stands_on(build, &result)) {
+        if in_use.contains(&result.id) {
             continue;
         }
         let text = format!("{} [{}]", step.text, &result.id[..8]);
@@ -45,6 +46,24 @@ pub(super) async fn prune(shared: &Shared, team: &str) -> Result<Pruned> {
             .await
             .unwrap_or(Ok((0, 0)))?;
     Ok(Pruned { steps, archives, archive_bytes })
+}
+
+/// Ids of the results that templates were made from, and of those that these were made from.
+fn ancestors(templates: &[BuildManifest], results: &[BuildManifest]) -> HashSet<String> {
+    let parents: HashMap<&str, Option<&str>> =
+        results.iter().map(|result| (result.id.as_str(), result.parent.as_deref())).collect();
+    let mut found = HashSet::new();
+    for template in templates {
+        let mut next = template.parent.as_deref();
+        // A parent that is not there, or is no result, ends the line.
+        while let Some((id, parent)) = next.and_then(|id| Some((id, *parents.get(id)?))) {
+            if !found.insert(id.to_owned()) {
+                break;
+            }
+            next = parent;
+        }
+    }
+    found
 }
 
 async fn layer_bytes(storage: &atoll_storage::Handle) -> u64 {

@@ -37,6 +37,7 @@ pub(crate) struct Room {
     site: Site,
     id: SandboxId,
     pub(crate) guest: Guest,
+    disk_bytes: u64,
     is_open: bool,
 }
 
@@ -82,7 +83,8 @@ impl Room {
             return Err(gone());
         };
         let guest = Guest::new(target, Some(token));
-        Ok(Self { site: site.clone(), id, guest, is_open: true })
+        let disk_bytes = u64::from(spec.resources.disk_mb) << 20;
+        Ok(Self { site: site.clone(), id, guest, disk_bytes, is_open: true })
     }
 
     /// Its id.
@@ -118,7 +120,7 @@ impl Room {
         let name = self.id.as_str().to_owned();
         self.site.node.pause(&self.id, false).await?.ok_or_else(gone)?;
         let saved = self.site.storage.saved(&name).await?.ok_or_else(gone)?;
-        let made = self.site.storage.layer_of(&saved, part, LEFT_OUT, layer).await;
+        let made = self.site.storage.layer_of(&saved, self.disk_bytes, part, LEFT_OUT, layer).await;
         self.end().await;
         made
     }

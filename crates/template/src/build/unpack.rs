@@ -20,7 +20,7 @@ use tokio_util::io::ReaderStream;
 use super::{
     Shared, base,
     context::{Context, DEFAULT_USER},
-    job::{self, Job},
+    job::{self, Held, Job},
     log::Log,
     room::{Room, room_bytes},
     step::Key,
@@ -81,18 +81,19 @@ pub(super) async fn from_image<'a>(
     let text = format!("FROM {name}");
     if let Some(found) = job::find(shared, &spec.team, &key, spec.force).await? {
         base::say_cached(&log, &text, &key);
-        return Job::at(shared, spec, log, found, key).await;
+        return Ok(Job::at(shared, spec, log, found, key));
     }
     log.note(format_args!("{text} [{}]", key.short()));
     let context = context(source.config());
+    context.check()?;
     let image = match source {
         Source::Archive(image) => image,
         Source::Remote(remote) => fetch(spec, &remote, &draft, &log).await?,
     };
     let layer = unpack(shared, spec, &log, &image, certificates, &text, &key).await?;
     let manifest = base::result(shared, spec, &key, layer.into_iter().collect(), &context, text);
-    shared.site.storage.put_build(&manifest).await?;
-    Job::at(shared, spec, log, manifest, key).await
+    let held = Held::put(shared, manifest).await?;
+    Ok(Job::at(shared, spec, log, held, key))
 }
 
 /// What a build on an image begins with. Its own user is for its own program.

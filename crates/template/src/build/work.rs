@@ -1,6 +1,6 @@
 //! What the steps do, each in a sandbox of its own.
 
-use std::io;
+use std::{collections::VecDeque, io};
 
 use atoll_core::{Error, Result, error::codes};
 use atoll_orchestrator::commands::{Command, Output};
@@ -33,6 +33,10 @@ done
 cd -- "${made:-/}"
 pwd
 "#;
+
+/// Bytes of what a script prints that are kept: more than its last line may have. The shell is the
+/// image's, and may print without end.
+const LAST_PRINTED: usize = 16 << 10;
 
 /// Prints the name of the user with the id `$1`.
 const NAMED: &str = r#"
@@ -79,9 +83,9 @@ fn ended(command: &str, error: &Error) -> Error {
 pub(super) async fn copy(job: &mut Job<'_>, room: &Room, copy: &Copy) -> Result<()> {
     let archive = job.shared.files.read(&job.spec.team, &copy.files).await?;
     let (source, destination) =
-        (job.context.expanded(&copy.source), job.context.expanded(&copy.destination));
+        (job.context.expanded(&copy.source)?, job.context.expanded(&copy.destination)?);
     let workdir = job.context.workdir.clone();
-    let owner = copy.owner.as_deref().map(|owner| job.context.expanded(owner));
+    let owner = copy.owner.as_deref().map(|owner| job.context.expanded(owner)).transpose()?;
     let limit = room_bytes(job.spec).to_string();
     let mut args = vec!["copy", "--limit", &limit, "--user", &job.context.user];
     for (flag, value) in [
@@ -100,8 +104,10 @@ pub(super) async fn copy(job: &mut Job<'_>, room: &Room, copy: &Copy) -> Result<
 
 /// Makes the directory of a WORKDIR.
 pub(super) async fn workdir(job: &mut Job<'_>, room: &Room, path: &str) -> Result<()> {
-    let resolved = job.context.resolve(path);
-    let path = resolved.unwrap_or_else(|| job.context.expanded(path));
+    let path = match job.context.resolve(path)? {
+        Some(path) => path,
+        None => job.context.expanded(path)?,
+    };
     let user = job.context.user.clone();
     let made = script(job, room, &format!("WORKDIR {path}"), WORKDIR, [&path, &user]).await?;
     job.context.workdir = Some(made);
@@ -111,7 +117,7 @@ pub(super) async fn workdir(job: &mut Job<'_>, room: &Room, path: &str) -> Resul
 /// Makes the user of a USER, if there is none; one that is a number must be there. What comes after a
 /// colon, a group, is left to the system: the user has those that it gives it.
 pub(super) async fn user(job: &mut Job<'_>, room: &Room, name: &str, sudo: bool) -> Result<()> {
-    let name = job.context.expanded(name);
+    let name = job.context.expanded(name)?;
     let name = match name.split_once(':') {
         Some((user, group)) if !group.contains(':') => user,
         _ => &name,
@@ -160,10 +166,14 @@ async fn script(
         directory: Some("/".to_owned()),
         ..Command::default()
     };
-    let mut printed = Vec::new();
+    let mut printed = VecDeque::new();
     let mut lines = job.log.output();
     let exit = room.guest.run(command, NOTHING, |stream, bytes| match stream {
-        Output::Out => printed.extend_from_slice(bytes),
+        Output::Out => {
+            printed.extend(bytes);
+            let surplus = printed.len().saturating_sub(LAST_PRINTED);
+            printed.drain(..surplus);
+        }
         stream @ Output::Err => lines.take(stream, bytes),
     });
     let exit = exit.await.map_err(|error| ended(what, &error))?;
@@ -171,6 +181,6 @@ async fn script(
     if exit.code != 0 {
         return Err(last.failure(codes::STEP_FAILED, what, &exit));
     }
-    let printed = String::from_utf8_lossy(&printed);
+    let printed = String::from_utf8_lossy(printed.make_contiguous());
     Ok(printed.trim_end_matches('\n').rsplit('\n').next().unwrap_or_default().to_owned())
 }

@@ -29,6 +29,10 @@ const MOST_ENTRIES: usize = 10_000;
 const MOST_LINKS: usize = 8;
 /// Indexes within indexes.
 const DEEPEST: usize = 3;
+/// Bytes of all content besides files that are kept: names, padding, and entries of kinds that are
+/// skipped. A few MiB of an archive can expand to more than could be read in years, and reading it
+/// cannot be stopped from outside.
+const MOST_SKIPPED: u64 = 64 << 20;
 /// How the archive is called in messages.
 const NAME: &str = "the archive";
 
@@ -93,7 +97,9 @@ fn damaged(error: impl Into<ArchiveError>) -> Error {
 
 impl Contents {
     fn read(&mut self, file: File, directory: &Path, limit: u64) -> Result<()> {
-        let mut archive = Archive::new(decompress(file).map_err(damaged)?);
+        let content = decompress(file).map_err(damaged)?;
+        let most = limit.saturating_add(MOST_SKIPPED);
+        let mut archive = Archive::new(Limited { content, left: most, limit });
         let mut left = limit;
         let mut buffer = vec![0; 256 << 10];
         let mut count = 0;
@@ -202,10 +208,16 @@ impl Contents {
         if config.rootfs.diff_ids.len() != image.layers.len() {
             return Err(refused("the archive has not the layers that its configuration names."));
         }
+        if image.layers.len() > manifest::MOST_LAYERS {
+            let (count, most) = (image.layers.len(), manifest::MOST_LAYERS);
+            return Err(refused(format!("{NAME} has {count} layers; {most} are the most.")));
+        }
         let mut layers = Vec::new();
+        // Of all together: one file may be named for each, and is read for each.
+        let mut left = limit;
         for (name, id) in image.layers.iter().zip(&config.rootfs.diff_ids) {
             let stored = self.named(name)?;
-            if content_digest(stored, limit)?.as_str() != id {
+            if content_digest(stored, &mut left, limit)?.as_str() != id {
                 let name = told(name);
                 return Err(refused(format!(
                     "in the archive the layer {name} is not what its digest says."
@@ -222,18 +234,39 @@ fn layer_file(stored: &Stored) -> LayerFile {
     LayerFile { path: stored.path.clone(), digest, bytes: stored.bytes }
 }
 
-/// The digest of a layer without its compression, which it hardly ever has in such an archive.
-fn content_digest(stored: &Stored, limit: u64) -> Result<Digest> {
+/// The digest of a layer without its compression, which it hardly ever has in such an archive. Takes
+/// what it has from `left`.
+fn content_digest(stored: &Stored, left: &mut u64, limit: u64) -> Result<Digest> {
     let file = File::open(&stored.path).map_err(|error| unusable(&stored.path, &error))?;
-    let mut content = decompress(file).map_err(damaged)?.take(limit.saturating_add(1));
+    let mut content = decompress(file).map_err(damaged)?;
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 256 << 10];
     loop {
         match content.read(&mut buffer).map_err(damaged)? {
-            0 if content.limit() == 0 => return Err(too_large(limit)),
             0 => return Ok(Digest::of(&hash.finalize())),
-            length => hash.update(&buffer[..length]),
+            length => {
+                *left = left.checked_sub(length as u64).ok_or_else(|| too_large(limit))?;
+                hash.update(&buffer[..length]);
+            }
         }
+    }
+}
+
+/// Fails where as much has been read as may be.
+struct Limited<R> {
+    content: R,
+    left: u64,
+    limit: u64,
+}
+
+impl<R: Read> Read for Limited<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.content.read(buffer)?;
+        let left = self.left.checked_sub(length as u64);
+        self.left = left.ok_or_else(|| {
+            io::Error::other(format!("it expands to more than {} MiB", self.limit >> 20))
+        })?;
+        Ok(length)
     }
 }
 

@@ -9,7 +9,7 @@ use super::{ImageConfig, reference::Digest, refused, told, unavailable};
 /// Bytes of a document.
 pub(super) const LARGEST: usize = 4 << 20;
 /// Layers of an image. Docker builds none with more than 127.
-const MOST_LAYERS: usize = 500;
+pub(super) const MOST_LAYERS: usize = 500;
 
 /// What a registry is asked for.
 pub(super) const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, \

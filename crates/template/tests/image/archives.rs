@@ -99,6 +99,9 @@ fn what_is_no_image_is_refused_and_leaves_nothing() {
     refused(b"nothing", LIMIT, "cannot be read");
     refused(&gzip(&whole)[..400], LIMIT, "cannot be read");
     refused(&whole, 1000, "expands to more than");
+    // Also where nothing of it is kept.
+    let bomb = gzip(&[whole.clone(), vec![0; 80 << 20]].concat());
+    refused(&bomb, 4 << 20, "expands to more than");
     refused(&layer(|root| fs::write(root.join("x"), "x").unwrap()), LIMIT, "holds no image");
 
     let blob =
@@ -126,4 +129,5 @@ fn what_is_no_image_is_refused_and_leaves_nothing() {
     refused(&saved(&["link"], std::slice::from_ref(&id)), LIMIT, "lacks link");
     refused(&saved(&["layer"], &[digest(b"other")]), LIMIT, "not what its digest says");
     refused(&saved(&["layer"], &[]), LIMIT, "has not the layers");
+    refused(&saved(&["layer"; 501], &vec![id; 501]), LIMIT, "has 501 layers");
 }
