@@ -144,10 +144,7 @@ fn an_image_with_next_to_nothing_becomes_a_template() {
         "root:x:0:0:root:/root:/bin/bash\nuser:x:1000:1000::/home/user:/bin/bash\n"
     );
     assert_eq!(image.text("etc/group"), "root:x:0:\nuser:x:1000:\n");
-    assert_eq!(
-        image.text("etc/shadow"),
-        "root::19000:0:99999:7:::\nuser::19000:0:99999:7:::\n"
-    );
+    assert_eq!(image.text("etc/shadow"), "root::19000:0:99999:7:::\nuser::19000:0:99999:7:::\n");
     assert_eq!(image.mode("etc/shadow"), 0o640);
     assert_eq!(fs::metadata(image.path("home/user")).unwrap().uid(), 1000);
 }

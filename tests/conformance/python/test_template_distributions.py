@@ -7,7 +7,6 @@ Alpine and `rpm-like` for Fedora.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import httpx
 import pytest
@@ -20,6 +19,7 @@ from e2b import (
     wait_for_file,
 )
 
+from support import lifecycle
 from support.registry import Registry
 from support.templates import Builds
 from support.wait import wait_for
@@ -178,9 +178,9 @@ def test_names_resolve(sandbox: Sandbox) -> None:
 def test_it_outlives_a_pause(built: tuple[str, str], create_pausing: Create) -> None:
     sandbox = create_pausing(template=built[1], timeout=120)
     sandbox.files.write("/home/user/kept", "kept")
-    pause: Any = getattr(sandbox, "pause", None) or sandbox.beta_pause
-    pause()
-    assert Sandbox.connect(sandbox.sandbox_id).files.read("/home/user/kept") == "kept"
+    lifecycle.pause(sandbox)
+    sandbox.connect()
+    assert sandbox.files.read("/home/user/kept") == "kept"
 
 
 def test_an_image_without_a_shell_is_refused(build: Builds, registry: Registry) -> None:

@@ -71,6 +71,7 @@ def test_a_file(context: Context) -> None:
     assert owners == "user\nuser\nuser\n"
 
 
+@since("2.63.0", "hidden files of a directory")
 def test_a_directory_gives_its_contents(context: Context) -> None:
     context.write({"app/main.py": "main", "app/lib/util.py": "util", "app/.hidden": "hidden"})
     (context.directory / "app/empty").mkdir()
@@ -152,6 +153,7 @@ def test_owner_and_mode(context: Context) -> None:
     ]
 
 
+@since("2.63.0", "rules of .dockerignore as Docker has them")
 def test_rules_of_what_is_ignored(context: Context) -> None:
     context.write(
         {

@@ -72,6 +72,7 @@ def test_an_image_is_fetched_once(build: Builds, registry: Registry) -> None:
     assert again.said(r"^CACHED \[base\] FROM |^\[base\] CACHED FROM |^CACHED \[builder .*RUN true")
 
 
+@since("2.63.0", "the exec form of RUN")
 def test_a_dockerfile(tmp_path: Path, build: Builds, create: Create, registry: Registry) -> None:
     (tmp_path / "app").mkdir()
     (tmp_path / "app/file").write_text("copied\n")

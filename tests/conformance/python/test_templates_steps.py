@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from e2b import Sandbox, Template
 
-from support.sdk import SDK
+from support.sdk import SDK, since
 from support.templates import Builds, Steps, step
 
 Create = Callable[..., Sandbox]
@@ -154,6 +154,7 @@ def test_a_client_of_no_version(steps: Steps, build: Builds) -> None:
     assert answer.json()["message"].startswith("Error when parsing user agent")
 
 
+@since("2.63.0", "names with spaces")
 def test_files_and_directories(of: Create) -> None:
     sandbox = of(
         base()
@@ -180,6 +181,7 @@ def test_files_and_directories(of: Create) -> None:
     assert run("sudo ls -A /opt/of-root").stdout == ""
 
 
+@since("2.63.0", "names with spaces")
 def test_a_repository_is_cloned(of: Create) -> None:
     make = [
         *("git init -q -b main origin", "cd origin", "git config user.email a@b.c"),
