@@ -47,7 +47,7 @@ lint() {
 }
 
 unit() {
-    step deps scripts/deps.sh
+    step deps scripts/deps.sh --tests
     build
     # Some crates test what only root may do: the test binaries run as root, cargo as you.
     local runner=()

@@ -23,8 +23,9 @@ use crate::{
     report::Report,
 };
 
-/// Several times what CRIU takes to let go of a sandbox with as many processes as it may have.
-const LETTING_GO: Duration = Duration::from_secs(20);
+/// Many times what CRIU takes to let go of a sandbox with as many processes as it may have: it must do
+/// also on a host whose disk is busy with something else for a while.
+const LETTING_GO: Duration = Duration::from_secs(60);
 
 /// A dump: once [reached](Self::reached), processes that are written, and stopped until this is
 /// [released](Self::release) or dropped.

@@ -4,7 +4,10 @@
 //! begins where this one differs. Other results go: of templates that were deleted, and of steps that
 //! were since changed.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, HashMap, HashSet},
+};
 
 use atoll_core::{Error, Result, error::codes};
 use atoll_storage::BuildManifest;
@@ -25,8 +28,8 @@ pub(super) async fn prune(shared: &Shared, team: &str) -> Result<Pruned> {
     let (mut results, templates): (Vec<_>, Vec<_>) =
         builds.into_iter().partition(|build| build.step.is_some());
     let in_use = ancestors(&templates, &results);
-    // The last steps first: each then frees what it has added.
-    results.sort_by_key(|result| std::cmp::Reverse(result.layers.len()));
+    // The last steps first: each then frees what it has added, also where later ones added nothing.
+    results.sort_by_key(|result| Reverse((result.layers.len(), result.created_at)));
     let mut steps = BTreeMap::new();
     for result in results {
         let Some(step) = result.step.as_ref().filter(|step| step.team == team) else { continue };
