@@ -254,6 +254,9 @@ fn failure(build: &RegisteredTemplate, order: &Order, reason: Option<BuildStatus
     };
     let number = code.strip_prefix("ATL-").and_then(|number| number.parse().ok());
     let code = number.and_then(codes::find).unwrap_or(codes::BUILD_FAILED);
+    // For clients that show the message alone, the code is at its end.
+    let end = format!("({code})");
+    let message = message.trim_end().strip_suffix(&end).unwrap_or(&message).trim_end();
     let lines: Vec<String> = message.lines().map(terminal::harmless).collect();
     let place = step.as_deref().map(|step| place(order, step)).unwrap_or_default();
     let what = format!("{place}{}", lines.join("\n  "));
@@ -324,7 +327,8 @@ mod tests {
 
     #[test]
     fn a_failed_step_is_named_as_the_dockerfile_has_it() {
-        let error = failed("ATL-5005", "it ended with code 2.\nno \u{1b}[1mrule", "2");
+        let message = "it ended with code 2.\nno \u{1b}[1mrule\n(ATL-5005)";
+        let error = failed("ATL-5005", message, "2");
         assert_eq!(
             error.to_string(),
             "ATL-5005: step 2 of 2, line 7: RUN make\n  it ended with code 2.\n  no \\u{1b}[1mrule\n\
