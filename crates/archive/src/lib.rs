@@ -5,17 +5,20 @@
 //! caller's affair, who knows where it leads.
 //!
 //! - [`decompress`]: gzip, zstd or neither, by the first bytes;
+//! - [`Limited`]: of that no more than may be;
 //! - [`Archive`]: the entries, one after the other, with the data of each;
 //! - known: ustar, the old format before it, PAX and GNU's long names, sparse files and numbers.
 
 mod compression;
 mod header;
+mod limited;
 mod pax;
 mod reader;
 mod sparse;
 
 pub use compression::decompress;
 pub use header::{Entry, Kind};
+pub use limited::{Limited, TooLarge};
 pub use reader::Archive;
 pub use sparse::Extent;
 

@@ -227,11 +227,7 @@ fn prepare(inputs: &Path, tree: &Path, certificates: &[u8]) -> Result<Command> {
 }
 
 fn unusable(error: &io::Error) -> Error {
-    let code = match error.kind() {
-        io::ErrorKind::StorageFull => codes::DISK_FULL,
-        _ => codes::DATA_DIR_UNUSABLE,
-    };
-    Error::new(code, format!("cannot prepare the build of the base template: {error}."))
+    crate::file::unusable("prepare the build of the base template", error)
 }
 
 fn failed(why: &dyn std::fmt::Display, last: &VecDeque<String>) -> Error {

@@ -16,6 +16,7 @@
 
 mod base;
 mod build;
+mod file;
 mod host;
 pub mod image;
 mod process;

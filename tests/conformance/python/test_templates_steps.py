@@ -148,6 +148,14 @@ def test_older_clients_begin_as_user(
     assert create(template=built.name).commands.run("id -un; pwd").stdout == then
 
 
+def test_relative_workdir_of_root_is_in_its_home(build: Builds, steps: Steps, create: Create) -> None:
+    built = steps.register()
+    todo = [step("USER", "root"), step("WORKDIR", "app"), step("WORKDIR", "inner")]
+    assert steps.begin(built, {"User-Agent": "curl/8"}, steps=todo).status_code == 202
+    assert build.over(built)["status"] == "ready"
+    assert create(template=built.name).commands.run("pwd").stdout == "/root/app/inner\n"
+
+
 def test_a_client_of_no_version(steps: Steps, build: Builds) -> None:
     answer = steps.begin(steps.register(), {"User-Agent": AGENT.format("new")}, steps=[])
     assert answer.status_code == 400

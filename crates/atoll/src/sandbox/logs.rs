@@ -14,9 +14,16 @@ const PAUSE: Duration = Duration::from_millis(400);
 pub(crate) struct Arguments {
     /// The sandbox.
     id: String,
-    /// Go on until the sandbox ends.
+    #[command(flatten)]
+    view: View,
+}
+
+/// How a log is shown.
+#[derive(clap::Args)]
+pub(crate) struct View {
+    /// Go on until what writes it ends.
     #[arg(long, short)]
-    follow: bool,
+    pub(crate) follow: bool,
     /// The least level of what is shown.
     #[arg(
         long,
@@ -24,10 +31,10 @@ pub(crate) struct Arguments {
         value_parser = ["debug", "info", "warn", "error"],
         ignore_case = true
     )]
-    level: String,
+    pub(crate) level: String,
     /// Print a JSON object a line.
     #[arg(long)]
-    json: bool,
+    pub(crate) json: bool,
 }
 
 pub(crate) async fn run(client: &Client, arguments: &Arguments) -> Result<ExitCode> {
@@ -46,7 +53,7 @@ pub(crate) async fn run(client: &Client, arguments: &Arguments) -> Result<ExitCo
     let mut place = Place::default();
     loop {
         show_new(client, arguments, &mut place).await?;
-        if !is_running || !arguments.follow {
+        if !is_running || !arguments.view.follow {
             return Ok(ExitCode::SUCCESS);
         }
         is_running = match client.info(id).await {
@@ -60,7 +67,7 @@ pub(crate) async fn run(client: &Client, arguments: &Arguments) -> Result<ExitCo
 }
 
 async fn show_new(client: &Client, arguments: &Arguments, place: &mut Place) -> Result<()> {
-    let level = arguments.level.to_lowercase();
+    let level = arguments.view.level.to_lowercase();
     loop {
         let page = client.logs(&arguments.id, place.start, &level).await?;
         let new = place.advance(&page);
@@ -68,7 +75,7 @@ async fn show_new(client: &Client, arguments: &Arguments, place: &mut Place) -> 
             return Ok(());
         }
         for entry in new {
-            terminal::say(&if arguments.json { json(entry)? } else { text(entry) });
+            terminal::say(&if arguments.view.json { json(entry)? } else { text(entry) });
         }
     }
 }

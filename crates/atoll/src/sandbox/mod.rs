@@ -7,7 +7,7 @@
 pub(crate) mod exec;
 mod lifecycle;
 mod lineage;
-mod logs;
+pub(crate) mod logs;
 mod snapshot;
 
 use std::process::ExitCode;
@@ -35,9 +35,10 @@ pub(crate) enum Command {
     Logs(logs::Arguments),
     /// Stop a sandbox and keep its files and processes until it is resumed.
     ///
-    /// It stays paused until it is resumed or killed, and takes no place under the limit of running
-    /// sandboxes. Connections to it end. With CRIU its memory goes to disk; without, it stays in memory,
-    /// frozen, and only the files outlive a stop of Atoll. `atoll sandbox info` says which.
+    /// It stays paused until it is resumed or killed. Connections to it end. With CRIU its memory goes to
+    /// disk, and it takes no place under the limit of running sandboxes; without, it stays in memory,
+    /// frozen, keeps its place, and only the files outlive a stop of Atoll. `atoll sandbox info` says
+    /// which.
     Pause(lifecycle::PauseArguments),
     /// Let a paused sandbox go on; one that runs lives at least that long.
     Resume(lifecycle::ResumeArguments),

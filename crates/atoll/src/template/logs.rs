@@ -9,7 +9,7 @@ use atoll_wire::{
 };
 
 use super::submit;
-use crate::{client::Client, terminal};
+use crate::{client::Client, sandbox::logs::View, terminal};
 
 const PAUSE: Duration = Duration::from_millis(400);
 
@@ -18,35 +18,23 @@ pub(crate) struct Arguments {
     /// The build, or the template for its latest one.
     #[arg(value_name = "BUILD|TEMPLATE")]
     build: String,
-    /// Go on until the build ends.
-    #[arg(long, short)]
-    follow: bool,
-    /// The least level of what is shown.
-    #[arg(
-        long,
-        default_value = "info",
-        value_parser = ["debug", "info", "warn", "error"],
-        ignore_case = true
-    )]
-    level: String,
-    /// Print a JSON object a line.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    view: View,
 }
 
 pub(super) async fn run(client: &Client, arguments: &Arguments) -> Result<ExitCode> {
     let (template, build) = find(client, &arguments.build).await?;
-    let least = level(&arguments.level);
+    let least = level(&arguments.view.level);
     let mut first = None;
     let show = |line: &BuildLogEntry| {
         let first = *first.get_or_insert(line.timestamp);
-        match (line.level >= least, arguments.json) {
+        match (line.level >= least, arguments.view.json) {
             (false, _) => {}
             (true, true) => terminal::say(&serde_json::to_string(line).unwrap_or_default()),
             (true, false) => submit::show(line, first),
         }
     };
-    if arguments.follow {
+    if arguments.view.follow {
         let ended = submit::follow(client, &template, &build, PAUSE, show).await?;
         let is_ready = ended.status == BuildStatus::Ready;
         return Ok(if is_ready { ExitCode::SUCCESS } else { ExitCode::FAILURE });

@@ -23,7 +23,7 @@ use std::{
     path::Path,
 };
 
-use atoll_archive::{Archive, Entry, Error, decompress};
+use atoll_archive::{Archive, Entry, Error, Limited, TooLarge, decompress};
 use rustix::fs::Mode;
 
 use crate::tool::{Arguments, Failure, Outcome, Reason, shown, usage};
@@ -98,7 +98,7 @@ fn each(
     mut apply: impl FnMut(&Entry, &mut dyn Read) -> Outcome,
 ) -> Outcome {
     let content = decompress(archive).map_err(|error| unreadable(error.into()))?;
-    let mut archive = Archive::new(Limited { content, left: limits.bytes, limit: limits.bytes });
+    let mut archive = Archive::new(Limited::new(content, limits.bytes));
     let mut entries = 0;
     while let Some(entry) = archive.next().map_err(unreadable)? {
         entries += 1;
@@ -124,29 +124,6 @@ fn unreadable(error: Error) -> Failure {
         error => format!("the archive cannot be read: {error}"),
     };
     Failure::new(Reason::Refused, message)
-}
-
-/// An archive that expands to more than it may.
-#[derive(Debug, thiserror::Error)]
-#[error("the archive expands to more than {0} bytes")]
-struct TooLarge(u64);
-
-/// Fails where the limit is passed.
-struct Limited<R> {
-    content: R,
-    left: u64,
-    limit: u64,
-}
-
-impl<R: Read> Read for Limited<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let length = self.content.read(buffer)?;
-        match self.left.checked_sub(length as u64) {
-            Some(left) => self.left = left,
-            None => return Err(io::Error::other(TooLarge(self.limit))),
-        }
-        Ok(length)
-    }
 }
 
 /// What was left out, counted: a hostile archive is not to fill the log.

@@ -7,10 +7,10 @@ use sqlx::{QueryBuilder, Sqlite, Transaction, sqlite::SqliteRow};
 use uuid::Uuid;
 
 use super::{
-    SqliteDatabase,
+    SqliteDatabase, batches,
     columns::Columns,
     error::Context,
-    logs::{DELETE_ROWS, level_number, to_level},
+    logs::{level_number, to_level},
 };
 use crate::{
     builds::{BuildLogQuery, BuildLogStart},
@@ -93,20 +93,14 @@ fn read(row: &SqliteRow) -> Result<BuildLine> {
 }
 
 pub(super) async fn prune(db: &SqliteDatabase, before: Timestamp, keep: u32) -> Result<()> {
-    loop {
-        let deleted = sqlx::query(
+    batches::delete(db, || {
+        sqlx::query(
             "DELETE FROM build_logs WHERE id IN (SELECT id FROM build_logs \
              WHERE timestamp < $1 OR id <= (SELECT MAX(id) FROM build_logs) - $2 LIMIT $3)",
         )
         .bind(before.as_microsecond())
         .bind(i64::from(keep))
-        .bind(DELETE_ROWS)
-        .execute(&db.pool)
-        .await
-        .coded()?
-        .rows_affected();
-        if deleted < DELETE_ROWS.unsigned_abs() {
-            return Ok(());
-        }
-    }
+        .bind(batches::ROWS)
+    })
+    .await
 }

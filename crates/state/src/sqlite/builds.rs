@@ -15,7 +15,7 @@ use super::{
     error::Context,
     listing::names_of,
     now,
-    templates::{add_alias, assign, build_columns, read_build},
+    templates::{add_alias, assign, build_columns, read_build, taken},
 };
 use crate::{
     builds::{BuildRecord, BuildStatus, NewTemplateBuild, Registered, SUPERSEDED},
@@ -65,26 +65,13 @@ pub(super) async fn register(
 
 /// The team's template of this alias; none if the alias is free.
 async fn named(tx: &mut Tx, team: &Team, alias: &str) -> Result<Option<TemplateId>> {
-    let rows = sqlx::query(
-        "SELECT e.id, e.source, n.namespace IS NULL AS global \
-         FROM env_aliases n JOIN envs e ON e.id = n.env_id \
-         WHERE n.alias = $1 AND (n.namespace = $2 OR n.namespace IS NULL) \
-             AND e.deleted_at IS NULL \
-         UNION ALL \
-         SELECT id, 'id', FALSE FROM envs WHERE id = $1",
-    )
-    .bind(alias)
-    .bind(&team.slug)
-    .fetch_all(&mut **tx)
-    .await
-    .coded()?;
     let mut is_global = false;
     let mut found = None;
-    for row in &rows {
-        if row.value::<bool>("global")? {
+    for taken in taken(tx, team, alias).await? {
+        if taken.is_global {
             is_global = true;
-        } else if row.value::<&str>("source")? == "template" {
-            found = Some(row.id("id")?);
+        } else if taken.source == "template" {
+            found = Some(taken.template);
         } else {
             return Err(Error::new(codes::CONFLICT, format!("Alias '{alias}' is already used")));
         }

@@ -7,13 +7,11 @@ use atoll_wire::{log::LogLevel, node::LogLine};
 use jiff::Timestamp;
 use sqlx::{QueryBuilder, Sqlite, sqlite::SqliteRow};
 
-use super::{SqliteDatabase, columns::Columns, error::Context};
+use super::{SqliteDatabase, batches, columns::Columns, error::Context};
 use crate::model::{Direction, LogQuery};
 
 /// Rows of one insert statement; eight values each, and SQLite binds at most 32766.
 const INSERT_ROWS: usize = 500;
-/// Rows of one delete: between two, other writers get their turn.
-pub(super) const DELETE_ROWS: i64 = 10_000;
 
 /// The levels as they are stored, each at its number.
 const LEVELS: [LogLevel; 4] = [LogLevel::Debug, LogLevel::Info, LogLevel::Warn, LogLevel::Error];
@@ -118,22 +116,16 @@ fn read_row(row: &SqliteRow) -> Result<LogLine> {
 }
 
 pub(super) async fn prune(db: &SqliteDatabase, before: Timestamp, keep: u32) -> Result<()> {
-    loop {
-        let deleted = sqlx::query(
+    batches::delete(db, || {
+        sqlx::query(
             "DELETE FROM sandbox_logs WHERE id IN (SELECT id FROM sandbox_logs \
              WHERE timestamp < $1 OR id <= (SELECT MAX(id) FROM sandbox_logs) - $2 LIMIT $3)",
         )
         .bind(before.as_microsecond())
         .bind(i64::from(keep))
-        .bind(DELETE_ROWS)
-        .execute(&db.pool)
-        .await
-        .coded()?
-        .rows_affected();
-        if deleted < DELETE_ROWS.unsigned_abs() {
-            return Ok(());
-        }
-    }
+        .bind(batches::ROWS)
+    })
+    .await
 }
 
 #[cfg(test)]

@@ -3,13 +3,11 @@
 use atoll_core::Result;
 use sqlx::{QueryBuilder, Sqlite, sqlite::SqliteRow};
 
-use super::{SqliteDatabase, columns::Columns, error::Context};
+use super::{SqliteDatabase, batches, columns::Columns, error::Context};
 use crate::model::MetricRow;
 
 /// Rows of one insert statement; ten values each, and SQLite binds at most 32766.
 const INSERT_ROWS: usize = 500;
-/// Rows of one delete: between two, other writers get their turn.
-const DELETE_ROWS: i64 = 10_000;
 
 pub(super) async fn put(db: &SqliteDatabase, rows: &[MetricRow]) -> Result<()> {
     if rows.is_empty() {
@@ -85,19 +83,13 @@ fn read_row(row: &SqliteRow) -> Result<MetricRow> {
 }
 
 pub(super) async fn prune(db: &SqliteDatabase, before: i64) -> Result<()> {
-    loop {
-        let deleted = sqlx::query(
+    batches::delete(db, || {
+        sqlx::query(
             "DELETE FROM sandbox_metrics WHERE (sandbox_id, timestamp) IN \
              (SELECT sandbox_id, timestamp FROM sandbox_metrics WHERE timestamp < $1 LIMIT $2)",
         )
         .bind(before)
-        .bind(DELETE_ROWS)
-        .execute(&db.pool)
-        .await
-        .coded()?
-        .rows_affected();
-        if deleted < DELETE_ROWS.unsigned_abs() {
-            return Ok(());
-        }
-    }
+        .bind(batches::ROWS)
+    })
+    .await
 }

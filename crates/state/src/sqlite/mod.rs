@@ -1,7 +1,7 @@
 //! The database in one SQLite file, for a control plane of one process.
 //!
 //! - [`error`]: what SQLite's failures mean to an operator.
-//! - [`columns`]: reading columns.
+//! - [`columns`]: reading columns. [`batches`]: deleting many rows.
 //! - [`keys`]: tiers, teams, users, API keys and access tokens, and the seed.
 //! - [`templates`]: templates, aliases, builds and how a reference leads to one; [`listing`] them.
 //! - [`builds`]: the life of builds. [`build_logs`]: what they say. [`tags`]: what tags mean.
@@ -14,6 +14,7 @@
 //! statement take the write lock at once (`BEGIN IMMEDIATE`): a transaction that reads first and
 //! then wants to write would be refused instead of waiting its turn.
 
+mod batches;
 mod build_logs;
 mod builds;
 mod columns;

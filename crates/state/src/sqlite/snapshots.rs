@@ -12,7 +12,7 @@ use super::{
     columns::{Columns, bad_value},
     error::Context,
     now,
-    templates::{add_alias, add_ready_build, assign},
+    templates::{add_alias, add_ready_build, assign, taken},
 };
 use crate::model::{NewSnapshot, Snapshot, Team};
 
@@ -31,29 +31,16 @@ async fn named(
     team: &Team,
     name: &str,
 ) -> Result<Option<TemplateId>> {
-    let rows = sqlx::query(
-        "SELECT e.id, e.source, n.namespace IS NULL AS global \
-         FROM env_aliases n JOIN envs e ON e.id = n.env_id \
-         WHERE n.alias = $1 AND (n.namespace = $2 OR n.namespace IS NULL) \
-             AND e.deleted_at IS NULL \
-         UNION ALL \
-         SELECT id, 'id', FALSE FROM envs WHERE id = $1",
-    )
-    .bind(name)
-    .bind(&team.slug)
-    .fetch_all(&mut **tx)
-    .await
-    .coded()?;
     let mut found = None;
-    for row in &rows {
-        if row.value::<bool>("global")? {
+    for taken in taken(tx, team, name).await? {
+        if taken.is_global {
             // A name that means something to everybody is not to mean something else to one team.
             return Err(Error::new(codes::FORBIDDEN, format!("Alias '{name}' already used")));
         }
-        if row.value::<&str>("source")? != "snapshot_template" {
+        if taken.source != "snapshot_template" {
             return Err(Error::new(codes::CONFLICT, format!("Alias '{name}' is already used")));
         }
-        found = Some(row.id("id")?);
+        found = Some(taken.template);
     }
     Ok(found)
 }

@@ -321,6 +321,45 @@ pub(super) async fn assign(
     Ok(())
 }
 
+/// What an alias leads to, for a team that is about to take it.
+pub(super) struct Taken {
+    pub(super) template: TemplateId,
+    /// The template's source; `id` when the alias is the id of one.
+    pub(super) source: String,
+    /// It is in the global namespace, and not in the team's.
+    pub(super) is_global: bool,
+}
+
+/// All that an alias of the team leads to.
+pub(super) async fn taken(
+    tx: &mut Transaction<'static, Sqlite>,
+    team: &Team,
+    alias: &str,
+) -> Result<Vec<Taken>> {
+    sqlx::query(
+        "SELECT e.id, e.source, n.namespace IS NULL AS global \
+         FROM env_aliases n JOIN envs e ON e.id = n.env_id \
+         WHERE n.alias = $1 AND (n.namespace = $2 OR n.namespace IS NULL) \
+             AND e.deleted_at IS NULL \
+         UNION ALL \
+         SELECT id, 'id', FALSE FROM envs WHERE id = $1",
+    )
+    .bind(alias)
+    .bind(&team.slug)
+    .fetch_all(&mut **tx)
+    .await
+    .coded()?
+    .iter()
+    .map(|row| {
+        Ok(Taken {
+            template: row.id("id")?,
+            source: row.value("source")?,
+            is_global: row.value("global")?,
+        })
+    })
+    .collect()
+}
+
 /// Adds a name of a template. That of a template that was deleted is taken over.
 pub(super) async fn add_alias(
     tx: &mut Transaction<'static, Sqlite>,

@@ -238,11 +238,7 @@ fn check(path: &Path) -> Result<()> {
 }
 
 fn unusable(what: &str, path: &Path, error: &io::Error) -> Error {
-    let code = match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => codes::DISK_FULL,
-        _ => codes::DATA_DIR_UNUSABLE,
-    };
-    Error::new(code, format!("cannot {what} {}: {error}.", path.display()))
+    crate::file::unusable(format_args!("{what} {}", path.display()), error)
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use atoll_core::{Error, Result, error::codes, lifecycle::Kept};
+use atoll_core::{Result, lifecycle::Kept};
 use atoll_orchestrator::services;
 use atoll_storage::{BuildManifest, StartCommand};
 use atoll_wire::{
@@ -13,8 +13,9 @@ use atoll_wire::{
 use super::{
     context::DEFAULT_USER,
     job::{self, Job},
-    room::Room,
+    room::{Room, gone},
     step::Key,
+    work,
 };
 
 /// A start command has to be ready within this time (control-plane contract, section 10.5).
@@ -75,7 +76,8 @@ async fn started(job: &mut Job<'_>, start: &StartCommand, template: BuildManifes
     log.at("finalize", "[start]");
     let mut lines = log.output();
     let say = |stream, bytes: &[u8]| lines.take(stream, bytes);
-    services::start(&room.guest, start, READY_WITHIN, say).await?;
+    let started = services::start(&room.guest, start, READY_WITHIN, say).await;
+    started.map_err(|error| work::ended(&start.command, error))?;
     drop(lines);
     job.log.say(LogLevel::Info, "Template is ready");
     let kept = snapshot(job, &room, &template).await?;
@@ -99,7 +101,6 @@ async fn snapshot(job: &Job<'_>, room: &Room, template: &BuildManifest) -> Resul
         template: template.template.clone(),
         of_paused: false,
     };
-    let gone = || Error::new(codes::SANDBOX_GONE, "the sandbox of the start command has ended.");
     let kept = site.node.snapshot(room.id(), wanted).await?.ok_or_else(gone)?;
     if kept != Kept::Checkpoint {
         // Of no more use than the layers.

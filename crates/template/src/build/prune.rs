@@ -21,8 +21,11 @@ pub(super) async fn prune(shared: &Shared, team: &str) -> Result<Pruned> {
     // builds never stand on results of this one.
     let gate = shared.gate(team);
     let Ok(_alone) = gate.try_write() else {
-        return Err(Error::new(codes::CONFLICT, "builds are under way.")
-            .with_fix("Prune when they have ended."));
+        return Err(Error::new(
+            codes::CONFLICT,
+            "builds of the team are under way, which may use it.",
+        )
+        .with_fix("Prune when they have ended; `atoll template list` shows them."));
     };
     let builds = storage.builds().await;
     let (mut results, templates): (Vec<_>, Vec<_>) =
@@ -31,16 +34,17 @@ pub(super) async fn prune(shared: &Shared, team: &str) -> Result<Pruned> {
     // The last steps first: each then frees what it has added, also where later ones added nothing.
     results.sort_by_key(|result| Reverse((result.layers.len(), result.created_at)));
     let mut steps = BTreeMap::new();
+    let mut before = layer_bytes(storage).await;
     for result in results {
         let Some(step) = result.step.as_ref().filter(|step| step.team == team) else { continue };
         if in_use.contains(&result.id) {
             continue;
         }
         let text = format!("{} [{}]", step.text, &result.id[..8]);
-        let before = layer_bytes(storage).await;
         storage.delete_build(&result.id).await?;
         let after = layer_bytes(storage).await;
         steps.insert(text, before.saturating_sub(after));
+        before = after;
     }
     let files = shared.files.clone();
     let team = team.to_owned();

@@ -118,7 +118,9 @@ impl Room {
         layer: Layer,
     ) -> Result<Option<LayerId>> {
         let name = self.id.as_str().to_owned();
-        self.site.node.pause(&self.id, false).await?.ok_or_else(gone)?;
+        let paused = self.site.node.pause(&self.id, false).await;
+        let is_gone = |error: &Error| error.code == codes::SANDBOX_GONE;
+        paused.map_err(|error| if is_gone(&error) { gone() } else { error })?.ok_or_else(gone)?;
         let saved = self.site.storage.saved(&name).await?.ok_or_else(gone)?;
         let made = self.site.storage.layer_of(&saved, self.disk_bytes, part, LEFT_OUT, layer).await;
         self.end().await;
@@ -143,8 +145,11 @@ impl Drop for Room {
     }
 }
 
-fn gone() -> Error {
-    Error::new(codes::SANDBOX_GONE, "the sandbox of the step has ended.")
+/// It has ended before its time.
+pub(crate) fn gone() -> Error {
+    let message = "the sandbox of the step ended before what it left could be kept.";
+    Error::new(codes::STEP_FAILED, message)
+        .with_fix("Build again; if it needs much memory, give the template more.")
 }
 
 async fn end(node: atoll_orchestrator::Handle, id: SandboxId) {

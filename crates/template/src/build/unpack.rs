@@ -24,6 +24,7 @@ use super::{
     log::Log,
     room::{Room, room_bytes},
     step::Key,
+    work,
 };
 use crate::{
     host,
@@ -185,10 +186,11 @@ async fn apply(room: &Room, log: &Log<'_>, layer: &LayerFile, limit: u64) -> Res
     })?;
     let archive = ReaderStream::with_capacity(archive, PIECE);
     let args = ["unpack", "--limit", &limit.to_string(), &format!("/{ROOT}")];
-    let mut lines = log.output();
-    let exit = room.tool(&args, Some(archive), |stream, bytes| lines.take(stream, bytes)).await?;
-    let last = lines.end();
     let digest = layer.digest.get(..19).unwrap_or(&layer.digest);
+    let mut lines = log.output();
+    let exit = room.tool(&args, Some(archive), |stream, bytes| lines.take(stream, bytes)).await;
+    let exit = exit.map_err(|error| work::ended(&format!("unpacking layer {digest}"), error))?;
+    let last = lines.end();
     match exit.code {
         0 => Ok(()),
         REFUSED => Err(last.failure(codes::IMAGE_REFUSED, &format!("layer {digest}"), &exit)),
@@ -202,7 +204,8 @@ async fn provision(room: &Room, log: &Log<'_>, certificates: Vec<u8>) -> Result<
     let args = ["provision", "--root", &root, "--ca-bundle", "/dev/stdin"];
     let input = stream::once(async move { Ok(certificates.into()) });
     let mut lines = log.output();
-    let exit = room.tool(&args, Some(input), |stream, bytes| lines.take(stream, bytes)).await?;
+    let exit = room.tool(&args, Some(input), |stream, bytes| lines.take(stream, bytes)).await;
+    let exit = exit.map_err(|error| work::ended("preparing the image", error))?;
     let last = lines.end();
     match exit.code {
         0 => Ok(()),

@@ -17,11 +17,15 @@ use super::{
 /// No standard input.
 const NOTHING: Option<Empty<io::Result<Bytes>>> = None;
 
-/// Makes the directories of a path that are missing, for a user. `$1` is the path, `$2` the user;
-/// prints the path from the root on.
+/// Makes the directories of a path that are missing, for a user. `$1` is the path, from the user's home
+/// on if it is relative, and `$2` the user; prints the path from the root on.
 const WORKDIR: &str = r#"
 set -eu
-case $1 in /*) path=$1 ;; *) path=$(cd ~"$2" 2>/dev/null && pwd || echo "/home/$2")/$1 ;; esac
+home=/
+while IFS=: read -r name _ _ _ _ directory _; do
+    [ "$name" != "$2" ] || home=$directory
+done < /etc/passwd
+case $1 in /*) path=$1 ;; *) path=$home/$1 ;; esac
 made= rest=${path#/}
 while [ -n "$rest" ]; do
     part=${rest%%/*}
@@ -62,7 +66,7 @@ pub(super) async fn run(
     let exit = room.guest.run(context.shell(command), NOTHING, |stream, bytes| {
         lines.take(stream, bytes);
     });
-    let exit = exit.await.map_err(|error| ended(command, &error))?;
+    let exit = exit.await.map_err(|error| ended(command, error))?;
     let last = lines.end();
     if exit.code == 0 {
         return Ok(());
@@ -70,13 +74,15 @@ pub(super) async fn run(
     Err(last.failure(codes::STEP_FAILED, command, &exit))
 }
 
-/// A command that got no end of its own.
-fn ended(command: &str, error: &Error) -> Error {
-    let message = format!(
-        "`{command}` could not be run to its end: {} If it used much memory, give the template more.",
-        error.message
-    );
+/// A command that got no end of its own, most likely because its sandbox ended. What else went wrong
+/// says what it is.
+pub(super) fn ended(command: &str, error: Error) -> Error {
+    if error.code != codes::GUEST_UNREACHABLE {
+        return error;
+    }
+    let message = format!("`{command}` could not be run to its end: {}", error.message);
     Error::new(codes::STEP_FAILED, message)
+        .with_fix("Build again; if it needs much memory, give the template more.")
 }
 
 /// Unpacks uploaded files as a COPY says.
@@ -145,7 +151,7 @@ async fn tool(
 ) -> Result<()> {
     let mut lines = job.log.output();
     let exit = room.tool(args, input, |stream, bytes| lines.take(stream, bytes)).await;
-    let exit = exit.map_err(|error| ended(what, &error))?;
+    let exit = exit.map_err(|error| ended(what, error))?;
     let last = lines.end();
     if exit.code == 0 { Ok(()) } else { Err(last.failure(codes::STEP_FAILED, what, &exit)) }
 }
@@ -176,7 +182,7 @@ async fn script(
         }
         stream @ Output::Err => lines.take(stream, bytes),
     });
-    let exit = exit.await.map_err(|error| ended(what, &error))?;
+    let exit = exit.await.map_err(|error| ended(what, error))?;
     let last = lines.end();
     if exit.code != 0 {
         return Err(last.failure(codes::STEP_FAILED, what, &exit));

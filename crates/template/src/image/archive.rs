@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use atoll_archive::{Archive, Error as ArchiveError, Kind, decompress};
+use atoll_archive::{Archive, Error as ArchiveError, Kind, Limited, decompress};
 use atoll_core::{Error, Result};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
@@ -99,7 +99,7 @@ impl Contents {
     fn read(&mut self, file: File, directory: &Path, limit: u64) -> Result<()> {
         let content = decompress(file).map_err(damaged)?;
         let most = limit.saturating_add(MOST_SKIPPED);
-        let mut archive = Archive::new(Limited { content, left: most, limit });
+        let mut archive = Archive::new(Limited::new(content, most));
         let mut left = limit;
         let mut buffer = vec![0; 256 << 10];
         let mut count = 0;
@@ -249,24 +249,6 @@ fn content_digest(stored: &Stored, left: &mut u64, limit: u64) -> Result<Digest>
                 hash.update(&buffer[..length]);
             }
         }
-    }
-}
-
-/// Fails where as much has been read as may be.
-struct Limited<R> {
-    content: R,
-    left: u64,
-    limit: u64,
-}
-
-impl<R: Read> Read for Limited<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let length = self.content.read(buffer)?;
-        let left = self.left.checked_sub(length as u64);
-        self.left = left.ok_or_else(|| {
-            io::Error::other(format!("it expands to more than {} MiB", self.limit >> 20))
-        })?;
-        Ok(length)
     }
 }
 

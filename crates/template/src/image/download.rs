@@ -155,11 +155,7 @@ fn continues(response: &Response, bytes: u64) -> bool {
     response.status() == StatusCode::PARTIAL_CONTENT && begins
 }
 
-/// The disk is full, or the directory is not to be written to.
+/// A file of an image cannot be kept.
 pub(super) fn unusable(path: &Path, error: &io::Error) -> Error {
-    let code = match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => codes::DISK_FULL,
-        _ => codes::DATA_DIR_UNUSABLE,
-    };
-    Error::new(code, format!("the image cannot be kept in {}: {error}.", path.display()))
+    crate::file::unusable(format_args!("keep the image in {}", path.display()), error)
 }
