@@ -14,7 +14,8 @@ help: ## Show this list
 
 up: deps ## Build Atoll and run the whole cloud here; Ctrl-C ends it
 	cargo build --release --locked -p atoll
-	$(SUDO) $(RELEASE) up --data-dir $(DATA_DIR) --ca-bundle host $(ARGS)
+	@criu=$$(scripts/criu.sh) || echo "No CRIU from this system's packages: doctor says what that means" >&2; \
+	exec $(SUDO) $(RELEASE) up --data-dir $(DATA_DIR) --ca-bundle host $${criu:+--criu "$$criu"} $(ARGS)
 
 deps: ## Install what Atoll needs from the operating system
 	@scripts/deps.sh

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Unpacks the CRIU of Debian's testing suite, with the libraries and programs that it needs, below
-# target/test-env/criu: that of stable is too old for newer kernels. Nothing is installed. What is
+# Unpacks the CRIU of Debian's testing suite, with the libraries and programs that it needs, in
+# target/criu: that of stable is too old for newer kernels. Nothing is installed. What is
 # there is kept.
 #
 #   ATOLL_CRIU=$(scripts/criu.sh) cargo test -p atoll-isolation
 set -euo pipefail
 cd "$(dirname "$0")/.."
-root=$PWD/target/test-env/criu
+root=${CARGO_TARGET_DIR:-$PWD/target}/criu
 if [ -x "$root/usr/sbin/criu" ]; then
     echo "$root"
     exit

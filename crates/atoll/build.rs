@@ -13,9 +13,14 @@ use std::{
     process::Command,
 };
 
-const HELPERS: [(&str, &str); 2] = [("atoll-launcher", "LAUNCHER"), ("atoll-envd", "ENVD")];
+/// Packages, their programs, and the variables that say where those are.
+const HELPERS: [(&str, &str, &str); 3] = [
+    ("atoll-launcher", "atoll-launcher", "LAUNCHER"),
+    ("atoll-envd", "envd", "ENVD"),
+    ("atoll-interpreter", "code-interpreter", "INTERPRETER"),
+];
 /// Crates whose change makes a helper change.
-const SOURCES: [&str; 5] = ["launcher", "envd", "archive", "wire", "core"];
+const SOURCES: [&str; 6] = ["launcher", "envd", "interpreter", "archive", "wire", "core"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let workspace = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("../..").canonicalize()?;
@@ -28,8 +33,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let target = format!("{}-unknown-linux-gnu", env::var("CARGO_CFG_TARGET_ARCH")?);
     let directory = target_directory(&workspace)?.join("helpers");
     build(&workspace, &directory, &target)?;
-    for (package, variable) in HELPERS {
-        let program = if package == "atoll-envd" { "envd" } else { package };
+    for (_, program, variable) in HELPERS {
         let binary = directory.join(&target).join("helper").join(program);
         if !binary.is_file() {
             return Err(format!("{} was not built", binary.display()).into());
@@ -69,7 +73,7 @@ fn target_directory(workspace: &Path) -> Result<PathBuf, Box<dyn Error>> {
 fn build(workspace: &Path, directory: &Path, target: &str) -> Result<(), Box<dyn Error>> {
     let mut cargo = Command::new(env::var("CARGO")?);
     cargo.current_dir(workspace).args(["build", "--locked", "--bins", "--profile", "helper"]);
-    for (package, _) in HELPERS {
+    for (package, ..) in HELPERS {
         cargo.args(["--package", package]);
     }
     cargo.args(["--target", target, "--target-dir"]).arg(directory);

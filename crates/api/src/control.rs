@@ -1,6 +1,6 @@
 //! What every handler and background task shares.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use atoll_core::{Error, Result, SandboxId, error::codes};
 use atoll_state::{Catalogue, Database, catalogue::Entry};
@@ -25,6 +25,8 @@ pub(crate) struct Control {
     pub(crate) admin_token: Option<String>,
     /// What clients are told to use in sandbox URLs.
     pub(crate) domain: Option<String>,
+    /// As in [`Options::available`](crate::Options::available).
+    pub(crate) available: BTreeMap<String, String>,
     /// Longest a handler may take.
     pub(crate) handler_deadline: Duration,
     /// Longest a request body may take to arrive, and the next piece of an upload.

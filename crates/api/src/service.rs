@@ -1,6 +1,6 @@
 //! Starting, serving and shutting down.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use atoll_core::{
     Error, Result, SandboxId,
@@ -38,6 +38,9 @@ pub struct Options {
     pub admin_token: Option<String>,
     /// What clients are to use in sandbox URLs, perhaps with a port; none leaves it to them.
     pub domain: Option<String>,
+    /// Names of templates that an operator can have, each with the command that makes it: what a client
+    /// is told that asks for one before. Only the first team can publish a template by such a name.
+    pub available: BTreeMap<String, String>,
     /// Longest a handler may take.
     pub handler_deadline: Duration,
     /// Longest a client may take to send a request's head, and again its body; of an upload, each
@@ -53,6 +56,7 @@ impl Options {
             seed: seed.into(),
             admin_token: None,
             domain: None,
+            available: BTreeMap::new(),
             handler_deadline: HANDLER_DEADLINE,
             read_timeout: READ_TIMEOUT,
         }
@@ -134,6 +138,7 @@ impl Service {
             seed: options.seed,
             admin_token: options.admin_token,
             domain: options.domain,
+            available: options.available,
             handler_deadline: options.handler_deadline,
             read_timeout: options.read_timeout,
             tasks: TaskTracker::new(),

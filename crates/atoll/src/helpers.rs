@@ -11,6 +11,8 @@ use atoll_core::{Error, Result, error::codes};
 
 /// The daemon inside every sandbox.
 pub(crate) const ENVD: &[u8] = include_bytes!(env!("ATOLL_ENVD"));
+/// The code interpreter's server, for templates that start it.
+pub(crate) const INTERPRETER: &[u8] = include_bytes!(env!("ATOLL_INTERPRETER"));
 /// The program that starts container sandboxes.
 const LAUNCHER: &[u8] = include_bytes!(env!("ATOLL_LAUNCHER"));
 

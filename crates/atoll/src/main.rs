@@ -5,6 +5,7 @@
 //! - [`explain`]: the page of an error code.
 //! - [`sandbox`]: sandboxes from the shell, through the public API only.
 //! - [`template`]: what sandboxes are made of, likewise.
+//! - [`run`]: a file of code in a sandbox of its own, likewise.
 //! - [`bench`]: how fast it is here.
 //! - [`helpers`]: the programs that this binary carries.
 
@@ -13,9 +14,12 @@ mod client;
 mod doctor;
 mod explain;
 mod helpers;
+mod run;
 mod sandbox;
+mod scratch;
 mod template;
 mod terminal;
+mod throwaway;
 mod up;
 
 use std::process::ExitCode;
@@ -48,6 +52,12 @@ enum Command {
     /// Build, list and delete what sandboxes are made of.
     #[command(subcommand)]
     Template(template::Command),
+    /// Run a file of code in a sandbox of its own, which is ended then; save the pictures it draws.
+    ///
+    /// What it prints comes as it is printed, and the value of its last line at the end, as in a notebook.
+    /// Pictures are saved beside the file: `plot.py` draws `plot-1.png`, `plot-2.png` and so on, over those
+    /// of an earlier run. The exit code is 1 if the code failed.
+    Run(run::Arguments),
     /// Measure this deployment.
     Bench(bench::Arguments),
 }
@@ -69,6 +79,7 @@ fn main() -> ExitCode {
             Command::Explain(arguments) => explain::run(&arguments),
             Command::Sandbox(command) => sandbox::run(command).await,
             Command::Template(command) => template::run(command).await,
+            Command::Run(arguments) => run::run(arguments).await,
             Command::Bench(arguments) => bench::run(arguments).await,
         }
     });

@@ -9,6 +9,9 @@ use std::{
 use indicatif::{ProgressBar, ProgressStyle};
 use tracing_subscriber::EnvFilter;
 
+/// What a shell reports for a program that Ctrl-C ended.
+pub(crate) const INTERRUPTED: u8 = 130;
+
 /// Logs go to standard error; `RUST_LOG` chooses what.
 pub(crate) fn start_logging() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
@@ -48,7 +51,7 @@ pub(crate) fn harmless(text: &str) -> String {
 /// Progress of something slow: a bar on a terminal, a line a step elsewhere; nothing if it turns out
 /// that nothing has to be done.
 pub(crate) struct Progress {
-    title: &'static str,
+    title: String,
     display: OnceLock<Display>,
 }
 
@@ -58,14 +61,14 @@ enum Display {
 }
 
 impl Progress {
-    pub(crate) fn new(title: &'static str) -> Self {
-        Self { title, display: OnceLock::new() }
+    pub(crate) fn new(title: impl Into<String>) -> Self {
+        Self { title: title.into(), display: OnceLock::new() }
     }
 
     fn display(&self) -> &Display {
         self.display.get_or_init(|| {
             if !std::io::stderr().is_terminal() {
-                say(self.title);
+                say(&self.title);
                 return Display::Lines { last: Mutex::default() };
             }
             let bar = ProgressBar::new(1000);
@@ -73,7 +76,7 @@ impl Progress {
             if let Ok(style) = ProgressStyle::with_template(template) {
                 bar.set_style(style.progress_chars("=> "));
             }
-            bar.set_prefix(self.title);
+            bar.set_prefix(self.title.clone());
             bar.enable_steady_tick(Duration::from_millis(200));
             Display::Bar(bar)
         })

@@ -176,6 +176,10 @@ pub mod codes {
             "Retry; if it stays so, look at the load of the host.";
         3010 CHECKPOINT_FAILED 500 None, "the memory of a sandbox could not be saved or restored",
             "The message has CRIU's word; pausing with `memory: false` keeps the files.";
+        3011 INTERPRETER_UNREACHABLE 500 None, "the code interpreter in the sandbox does not answer",
+            "Use a template that starts it, such as code-interpreter-v1.";
+        3012 CELL_TIMEOUT 504 None, "a cell of code did not end in time",
+            "Give it longer, or look for what it waits for.";
 
         // Network.
         4001 SLOT_FAILED 500 None, "a network slot could not be made",

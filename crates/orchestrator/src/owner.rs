@@ -11,7 +11,7 @@ use atoll_core::{
     error::codes,
     lifecycle::{Kept, Origin, Saved, State, Step},
 };
-use atoll_storage::Lease;
+use atoll_storage::{BuildManifest, Lease};
 use atoll_wire::node::{Change, EndReason};
 
 use crate::{
@@ -234,6 +234,11 @@ async fn start(inner: &Inner, sandbox: &Sandbox, origin: Origin) -> Result<()> {
     Ok(())
 }
 
+/// Whether it was built, and is not a snapshot of a sandbox: what it started with can be started again.
+fn is_built(build: &BuildManifest) -> bool {
+    !build.recipe_digest.is_empty()
+}
+
 /// What a run is to start from.
 async fn source(inner: &Inner, sandbox: &Sandbox, origin: Origin) -> Result<Source> {
     let (build, memory) = {
@@ -243,6 +248,12 @@ async fn source(inner: &Inner, sandbox: &Sandbox, origin: Origin) -> Result<Sour
     let (name, memory, kept) = match origin {
         Origin::Template => match build.snapshot {
             None => return Ok(Source::Nothing),
+            // All that is lost is what its start command did, and that does it again.
+            Some(Kept::Checkpoint)
+                if is_built(&build) && inner.driver.memory() != Kept::Checkpoint =>
+            {
+                return Ok(Source::Nothing);
+            }
             Some(kept) => (build.id.clone(), Memory::of(&build), kept),
         },
         Origin::Disk => (sandbox.id().to_string(), None, Kept::Disk),

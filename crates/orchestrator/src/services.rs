@@ -1,7 +1,10 @@
 //! What a template's sandboxes start with: a command that runs on, and one that tells when the first
 //! can be used (control-plane contract, section 10.5).
 
-use std::{collections::VecDeque, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
 
 use atoll_core::{Error, Result, error::codes};
 use atoll_storage::StartCommand;
@@ -22,6 +25,19 @@ const LAST_PAUSE: Duration = Duration::from_secs(2);
 /// Bytes of output that a failure shows.
 const SHOWN_BYTES: usize = 4096;
 
+/// Set for the ready command of a build, which may wait for more than that of a sandbox: what is warm
+/// in the build is warm in every sandbox, where memory is kept.
+const BUILDING: &str = "ATOLL_BUILD";
+
+/// For whom a command is started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// A template that is being built.
+    Build,
+    /// Whoever waits for a sandbox.
+    Sandbox,
+}
+
 /// Starts the command and returns when it can be used; it runs on. `say` is told what it prints until
 /// then.
 ///
@@ -30,6 +46,7 @@ const SHOWN_BYTES: usize = 4096;
 pub async fn start(
     guest: &Guest,
     start: &StartCommand,
+    purpose: Start,
     within: Duration,
     mut say: impl FnMut(Output, &[u8]) + Send,
 ) -> Result<()> {
@@ -39,7 +56,7 @@ pub async fn start(
         running: Some(guest.start(Command::shell(&start.command), false).await?),
         printed: VecDeque::new(),
     };
-    let ready = std::pin::pin!(ready(guest, start.ready.as_deref()));
+    let ready = std::pin::pin!(ready(guest, start.ready.as_deref(), purpose));
     let service = std::pin::pin!(service.watch(&mut say));
     match timeout_at(begun + limit, future::select(ready, service)).await {
         Ok(Either::Left(((), _))) => Ok(()),
@@ -59,10 +76,13 @@ pub async fn start(
 }
 
 /// Returns when a look says that it is ready.
-async fn ready(guest: &Guest, command: Option<&str>) {
+async fn ready(guest: &Guest, command: Option<&str>, purpose: Start) {
+    let building = (BUILDING.to_owned(), "1".to_owned());
+    let env_vars = BTreeMap::from_iter((purpose == Start::Build).then_some(building));
     let mut pause = FIRST_PAUSE;
     loop {
         let look = Command::shell(command.unwrap_or(SOMETHING_LISTENS));
+        let look = Command { env_vars: env_vars.clone(), ..look };
         let exit = guest.run(look, None::<futures::stream::Empty<_>>, |_, _| {}).await;
         if exit.is_ok_and(|exit| exit.code == 0) {
             return;

@@ -26,7 +26,7 @@ use crate::{
     run::{Parts, Run},
     sandbox::Sandbox,
     service::Inner,
-    services,
+    services::{self, Start},
 };
 
 /// Where the runtime layer has envd.
@@ -121,7 +121,7 @@ pub(crate) async fn start(inner: &Inner, sandbox: &Sandbox, source: Source) -> R
         let version = guest::init(&slot, &secret, &settings).await?;
         if let Some(start) = build.start.as_ref().filter(|_| boots) {
             let guest = Guest::starting(slot.clone(), record.envd_access_token.clone());
-            services::start(&guest, start, READY_WITHIN, |_, _| {}).await?;
+            services::start(&guest, start, Start::Sandbox, READY_WITHIN, |_, _| {}).await?;
         }
         Ok(version)
     };

@@ -16,8 +16,8 @@ use crate::{
     },
 };
 
-/// The team that [`Database::seed`] makes: the same in every deployment, so that what was written
-/// down about one (a log, a script) is true of the next.
+/// The team that [`Database::seed`] makes, the operator's: the same in every deployment, so that what
+/// was written down about one (a log, a script) is true of the next.
 pub const DEVELOPMENT_TEAM: Uuid = uuid::uuid!("6c1f4d52-8f0e-4b7a-9a35-d04be1a7c3f8");
 
 /// The published API key of local development.
@@ -74,6 +74,8 @@ pub struct Named {
     pub is_snapshot: bool,
     /// It came with the deployment: its only names are global ones.
     pub is_shipped: bool,
+    /// First alias, bare: what [`set_public`](Database::set_public) reserves.
+    pub alias: Option<String>,
 }
 
 /// Durable control-plane state.

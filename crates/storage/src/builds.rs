@@ -50,7 +50,7 @@ pub struct BuildManifest {
     pub default_workdir: Option<String>,
     /// When it was built.
     pub created_at: Timestamp,
-    /// Digest of what it was built from, in hexadecimal.
+    /// Digest of what it was built from, in hexadecimal; empty of a snapshot, which was not built.
     pub recipe_digest: String,
     /// What a step of a build has left, for later builds and no sandbox of a team.
     #[serde(default)]

@@ -1,8 +1,8 @@
 //! Recipes to layers: how templates are built.
 //!
-//! This release has one template, `base` (a Debian with a `user`, Python, Node and a compiler), and
-//! the runtime layer: envd, which goes on top of every template's layers. Both are built where they
-//! are missing or their recipe has changed, and reused otherwise.
+//! Two things are made at the start where they are missing or their recipe has changed: the template
+//! `base` (a Debian with a `user`, Python, Node and a compiler), and the runtime layer (envd and the
+//! code interpreter), which goes on top of every template's layers.
 //!
 //! ```text
 //! ensure_base ── recipe digest known? ── yes ──► its manifest
@@ -54,8 +54,17 @@ pub struct Options {
     pub ca_bundle: CaBundle,
     /// The envd program: a static binary.
     pub envd: &'static [u8],
+    /// The code interpreter's server: a static binary, which only templates start that want it.
+    pub interpreter: &'static [u8],
     /// Its version, as its `/health` and the API report it.
     pub envd_version: String,
+}
+
+impl Options {
+    /// The programs of the runtime layer, by the names they have in it.
+    fn runtime(&self) -> [(&'static str, &'static [u8]); 2] {
+        [("envd", self.envd), ("code-interpreter", self.interpreter)]
+    }
 }
 
 /// Builds templates; cheap to clone. Nothing of it runs between calls, so there is no service to
@@ -74,15 +83,15 @@ impl Handle {
         Self { options: Arc::new(options), storage, building: Arc::default() }
     }
 
-    /// The layer that holds `/usr/bin/envd` and nothing else; made if it is not there. It is not
-    /// deleted while storage runs; that of another envd goes with the last sandbox or snapshot that
-    /// needs it, or in storage's sweep.
+    /// The layer that holds `/usr/bin/envd` and `/usr/bin/code-interpreter`, and nothing else; made
+    /// if it is not there. It is not deleted while storage runs; that of other programs goes with the
+    /// last sandbox or snapshot that needs it, or in storage's sweep.
     ///
     /// # Errors
     /// `DISK_FULL` or `DATA_DIR_UNUSABLE`.
     pub async fn ensure_runtime_layer(&self) -> Result<LayerId> {
         let _building = self.building.lock().await;
-        runtime::ensure(&self.storage, self.options.envd).await
+        runtime::ensure(&self.storage, self.options.runtime()).await
     }
 
     /// The `base` template, and whether it was built now: that takes one to three minutes and needs

@@ -1,4 +1,4 @@
-//! The runtime layer: envd, on top of every template.
+//! The runtime layer: the programs of Atoll that run in sandboxes, on top of every template.
 
 use std::{fs, os::unix::fs::PermissionsExt};
 
@@ -10,12 +10,12 @@ use sha2::{Digest, Sha256};
 /// Name of the layer, for people.
 const NAME: &str = "runtime";
 
-/// Finds the layer for these bytes, or makes it.
+/// Finds the layer for these programs, names and bytes, or makes it.
 pub(crate) async fn ensure(
     storage: &atoll_storage::Handle,
-    envd: &'static [u8],
+    programs: [(&'static str, &'static [u8]); 2],
 ) -> Result<LayerId> {
-    let recipe = hex::encode(Sha256::digest(envd));
+    let recipe = recipe(&programs);
     let known = storage
         .layers()
         .await
@@ -34,9 +34,12 @@ pub(crate) async fn ensure(
             fs::create_dir(tree.join(dir))?;
             fs::set_permissions(tree.join(dir), fs::Permissions::from_mode(0o755))?;
         }
-        let program = tree.join("usr/bin/envd");
-        fs::write(&program, envd)?;
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755))
+        for (name, content) in programs {
+            let program = tree.join("usr/bin").join(name);
+            fs::write(&program, content)?;
+            fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
+        }
+        Ok(())
     })
     .await;
     let written = written.unwrap_or_else(|error| Err(std::io::Error::other(error)));
@@ -45,4 +48,14 @@ pub(crate) async fn ensure(
     })?;
     let layer = Layer { name: NAME.into(), recipe, created_at: Timestamp::now() };
     draft.commit(layer).await
+}
+
+/// Digest of all that decides what the layer holds.
+fn recipe(programs: &[(&str, &[u8])]) -> String {
+    let mut hash = Sha256::new();
+    for part in programs.iter().flat_map(|(name, content)| [name.as_bytes(), content]) {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part);
+    }
+    hex::encode(hash.finalize())
 }

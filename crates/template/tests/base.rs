@@ -55,7 +55,8 @@ impl Drop for DataDir {
 }
 
 fn options(envd: &'static [u8], envd_version: &str) -> Options {
-    Options { ca_bundle: CaBundle::Host, envd, envd_version: envd_version.into() }
+    let envd_version = envd_version.into();
+    Options { ca_bundle: CaBundle::Host, envd, interpreter: b"interpreter", envd_version }
 }
 
 /// Runs a command as `user` in a chroot, with the host's network and name server, and returns its
@@ -86,7 +87,7 @@ fn inside(tree: &Path, user: &str, command: &str) -> String {
 }
 
 #[tokio::test]
-async fn the_runtime_layer_is_made_once_for_each_envd() {
+async fn the_runtime_layer_is_made_once_for_each_version() {
     let dir = DataDir::new();
     let service = dir.start().await;
     let storage = service.handle();
@@ -99,6 +100,8 @@ async fn the_runtime_layer_is_made_once_for_each_envd() {
 
     let program = storage.layer_dir(&first).join("usr/bin/envd");
     assert_eq!(fs::read(&program).unwrap(), b"envd one");
+    let beside = program.with_file_name("code-interpreter");
+    assert_eq!(fs::read(&beside).unwrap(), b"interpreter");
     let meta = fs::metadata(&program).unwrap();
     assert_eq!((meta.permissions().mode() & 0o7777, meta.uid(), meta.gid()), (0o755, 0, 0));
     service.shutdown().await;

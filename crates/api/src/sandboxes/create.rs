@@ -186,9 +186,26 @@ async fn check(
     let reference = Reference::parse(&body.template_id).map_err(|error| {
         ApiError::fixed(codes::INVALID_REQUEST, format!("Invalid template reference: {error}"))
     })?;
-    let resolved =
-        control.database.resolve_template(&reference, team).await.map_err(template_error)?;
+    let resolved = control.database.resolve_template(&reference, team).await;
+    let resolved = match resolved {
+        Ok(resolved) => resolved,
+        Err(error) => return Err(template_error(advised(control, &reference, team, error).await)),
+    };
     order(control, team, body, resolved, given, defaults)
+}
+
+/// The contract's sentence, and for a template that only has to be made, how.
+async fn advised(control: &Control, reference: &Reference, team: &Team, mut error: Error) -> Error {
+    if error.code == codes::TEMPLATE_NOT_FOUND
+        && reference.namespace.is_none()
+        && let Some(command) = control.available.get(&reference.name)
+        // If it is there, what it lacks is the tag, or a build.
+        && let Err(unknown) = control.database.find_template(reference, team).await
+        && unknown.code == codes::TEMPLATE_NOT_FOUND
+    {
+        error.message = format!("{}; its operator builds it with: {command}", error.message);
+    }
+    error
 }
 
 /// Checks what the client says of the sandbox; returns the timeout given, seconds.

@@ -4,7 +4,10 @@
 use std::sync::Arc;
 
 use atoll_core::{TemplateId, error::codes};
-use atoll_state::{database::Named, model::Team};
+use atoll_state::{
+    database::{DEVELOPMENT_TEAM, Named},
+    model::Team,
+};
 use atoll_wire::rest::{self, SandboxState};
 use axum::{Json, extract::State};
 use http::StatusCode;
@@ -74,7 +77,27 @@ async fn update(
         refuse_shipped(&named, "changed")?;
     }
     let reserve = reserve && body.public == Some(true);
+    if reserve {
+        refuse_reserved(control, team, &named)?;
+    }
     control.database.set_public(&named.template, public, reserve).await.map_err(template_error)
+}
+
+/// Whoever creates a sandbox by the plain name of a template that Atoll ships, trusts the deployment,
+/// not any team of it: the name is its first team's, whose key the operator has.
+fn refuse_reserved(control: &Control, team: &Team, named: &Named) -> ApiResult<()> {
+    match &named.alias {
+        Some(alias) if control.available.contains_key(alias) && team.id != DEVELOPMENT_TEAM => {
+            Err(ApiError::fixed(
+                codes::FORBIDDEN,
+                format!(
+                    "the name '{alias}' is reserved for this deployment's first team; the template \
+                     stays your team's own"
+                ),
+            ))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// What came with the deployment is everybody's.

@@ -147,6 +147,53 @@ async fn others_see_what_is_published_and_nothing_else() {
     send(base).await.failure(403);
 }
 
+/// A control plane whose operator can have the template `tools`.
+async fn with_tools() -> Stack {
+    let command = ("tools".to_owned(), "make tools".to_owned());
+    Stack::with(FakeNode::default(), |options| options.available = [command].into()).await
+}
+
+#[tokio::test]
+async fn a_name_that_the_operator_gives_is_published_by_nobody_else() {
+    let stack = with_tools().await;
+    let (_, key) = stack.other_team().await;
+    let foreign = |method: Method, path: &str| {
+        stack.anonymous(method, path).header("X-API-Key", &key).json(&json!({"public": true}))
+    };
+    for name in ["tools", "theirs"] {
+        let request = stack.anonymous(Method::POST, "/v3/templates").header("X-API-Key", &key);
+        send(request.json(&json!({"name": name}))).await.success(202);
+    }
+    let refused = send(foreign(Method::PATCH, "/templates/tools")).await.failure(403);
+    assert!(refused.starts_with("the name 'tools' is reserved"), "{refused}");
+    stack.get("/templates/aliases/tools").await.failure(404);
+    // In its own namespace it can be public, and other names are free.
+    send(foreign(Method::PATCH, "/v2/templates/tools")).await.success(200);
+    stack.get("/templates/aliases/tools").await.failure(404);
+    stack.get("/templates/aliases/other%2Ftools").await.success(200);
+    assert_eq!(send(foreign(Method::PATCH, "/templates/theirs")).await.status, StatusCode::OK);
+    stack.get("/templates/aliases/theirs").await.success(200);
+
+    let (own, _) = stack.template("tools").await;
+    let published = stack.request(Method::PATCH, "/templates/tools").json(&json!({"public": true}));
+    assert_eq!(send(published).await.status, StatusCode::OK);
+    let base = stack.anonymous(Method::GET, &format!("/templates/aliases/{own}"));
+    assert_eq!(send(base.header("X-API-Key", &key)).await.success(200)["public"], true);
+}
+
+#[tokio::test]
+async fn who_asks_for_a_template_that_can_be_had_is_told_how() {
+    let stack = with_tools().await;
+    let create = async |name: &str| {
+        stack.post("/v2/sandboxes", json!({"templateID": name})).await.failure(404)
+    };
+    let advised = "template 'tools' not found; its operator builds it with: make tools";
+    assert_eq!(create("tools").await, advised);
+    assert_eq!(create("dev/tools").await, "template 'dev/tools' not found");
+    stack.template("tools").await;
+    assert_eq!(create("tools:v9").await, "tag 'v9' does not exist for template 'tools'");
+}
+
 #[tokio::test]
 async fn a_template_is_deleted_with_its_builds() {
     let stack = Stack::start().await;

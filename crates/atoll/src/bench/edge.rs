@@ -11,7 +11,7 @@ use atoll_core::{Result, SandboxId};
 use atoll_proxy::{Directory, Location, client};
 use tokio::net::TcpListener;
 
-use super::scratch::failed;
+use super::failed;
 
 /// Every sandbox is on this node.
 struct Node {

@@ -8,10 +8,9 @@ use futures::{StreamExt, stream};
 use rustix::fs::{StatVfs, statvfs, syncfs};
 
 use super::{
-    Bench,
+    Bench, failed,
     pauses::timed,
     report::{Report, Row},
-    scratch::failed,
     statistics::Statistics,
 };
 

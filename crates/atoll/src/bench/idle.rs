@@ -13,9 +13,8 @@ use atoll_wire::rest;
 use futures::{StreamExt, TryStreamExt, stream};
 
 use super::{
-    Bench,
+    Bench, failed,
     report::{Report, Row},
-    scratch::failed,
     statistics::Statistics,
 };
 use crate::helpers;

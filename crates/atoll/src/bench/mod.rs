@@ -14,6 +14,7 @@
 //! | [`start`] | envd, from exec to its first answer |
 //! | [`transfer`] | files of a gigabyte, in and out; with [`nginx`] beside it, and through [`edge`] |
 //! | [`templates`] | building templates; with tar beside it, of an [`image`] of 500 MB |
+//! | [`interpreter`] | cells of the code interpreter; with jupyter_client beside it |
 //! | [`peers`] | other programs that run something in a sandbox |
 
 mod commands;
@@ -21,12 +22,12 @@ mod edge;
 mod forks;
 mod idle;
 mod image;
+mod interpreter;
 mod lives;
 mod nginx;
 mod pauses;
 mod peers;
 mod report;
-mod scratch;
 mod start;
 mod statistics;
 mod templates;
@@ -113,6 +114,8 @@ enum Part {
     Transfer,
     /// Building templates.
     Templates,
+    /// Cells of the code interpreter.
+    Interpreter,
     /// Other programs that run something in a sandbox.
     Peers,
 }
@@ -193,6 +196,9 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
     if arguments.wants(Part::Templates) {
         bench.measure_templates(&mut report).await?;
     }
+    if arguments.wants(Part::Interpreter) {
+        bench.measure_interpreter(count, &mut report).await?;
+    }
     if arguments.wants(Part::Peers) {
         for (name, times) in peers::measure(count).await {
             report.push_peer(name, Statistics::of_durations(&times));
@@ -218,6 +224,11 @@ fn transfer_options(arguments: &Arguments) -> Result<transfer::Options> {
         rounds: arguments.rounds.into(),
         node,
     })
+}
+
+/// The error for a step on this machine, or in a sandbox, that failed.
+fn failed(what: &str, error: impl std::fmt::Display) -> Error {
+    Error::new(codes::INTERNAL, format!("{what}: {error}."))
 }
 
 fn unusable(path: &std::path::Path, error: &std::io::Error) -> Error {

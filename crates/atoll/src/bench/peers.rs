@@ -8,8 +8,7 @@ use std::{
 
 use tokio::process::Command;
 
-use super::scratch::Scratch;
-use crate::helpers::Launcher;
+use crate::{helpers::Launcher, scratch::Scratch};
 
 /// A container of one static program, which ends at once.
 const CRUN_CONFIG: &str = r#"{

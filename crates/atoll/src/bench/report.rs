@@ -23,6 +23,9 @@ pub(crate) struct Row {
     /// This median as a multiple of those of others that do the same.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     ratios: BTreeMap<&'static str, f64>,
+    /// This median less those of others that do the same, in this row's unit.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    differences: BTreeMap<&'static str, f64>,
     /// What it depends on: what pauses kept, or forks copied.
     #[serde(skip_serializing_if = "Option::is_none")]
     kept: Option<Kept>,
@@ -30,8 +33,16 @@ pub(crate) struct Row {
 
 impl Row {
     fn new(name: &str, at_once: usize, unit: &'static str, statistics: Statistics) -> Self {
-        let (create_ratio, ratios) = (None, BTreeMap::new());
-        Self { name: name.to_owned(), at_once, unit, statistics, create_ratio, ratios, kept: None }
+        Self {
+            name: name.to_owned(),
+            at_once,
+            unit,
+            statistics,
+            create_ratio: None,
+            ratios: BTreeMap::new(),
+            differences: BTreeMap::new(),
+            kept: None,
+        }
     }
 
     /// A time, in milliseconds.
@@ -60,6 +71,17 @@ impl Row {
         self
     }
 
+    /// Says how much more it is than others, by name.
+    pub(crate) fn less(
+        mut self,
+        others: impl IntoIterator<Item = (&'static str, Statistics)>,
+    ) -> Self {
+        let own = self.statistics.p50;
+        self.differences =
+            others.into_iter().map(|(name, other)| (name, own - other.p50)).collect();
+        self
+    }
+
     /// Says what pauses kept, or forks copied.
     pub(crate) fn kept(self, kept: Option<Kept>) -> Self {
         Self { kept, ..self }
@@ -72,6 +94,9 @@ impl Row {
             remarks.push(format!("create is {ratio:.2} times this"));
         }
         remarks.extend(self.ratios.iter().map(|(name, ratio)| format!("{ratio:.2} times {name}")));
+        let unit = self.unit;
+        let differences = self.differences.iter();
+        remarks.extend(differences.map(|(name, more)| format!("{more:+.2} {unit} on {name}")));
         remarks.extend(self.kept.map(|kept| match kept {
             Kept::Disk => "files only".to_owned(),
             Kept::Frozen => "memory frozen".to_owned(),
@@ -94,7 +119,7 @@ pub(crate) struct Report {
     rows: Vec<Row>,
     /// What was left out, and why.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    notes: Vec<&'static str>,
+    notes: Vec<String>,
 }
 
 impl Report {
@@ -111,8 +136,8 @@ impl Report {
     }
 
     /// Says what is not measured here.
-    pub(crate) fn note(&mut self, text: &'static str) {
-        self.notes.push(text);
+    pub(crate) fn note(&mut self, text: impl Into<String>) {
+        self.notes.push(text.into());
     }
 
     pub(crate) fn push(&mut self, row: Row) {
@@ -183,6 +208,16 @@ mod tests {
         let value: serde_json::Value = serde_json::from_str(&report.json().unwrap()).unwrap();
         assert_eq!(value["rows"][0]["kept"], "checkpoint");
         assert!(report.table().contains("memory in a checkpoint"));
+    }
+
+    #[test]
+    fn a_time_is_given_as_a_difference_to_others() {
+        let mut report = Report::new();
+        let others = [("jupyter_client", Statistics::of(&[4.0]))];
+        report.push(Row::time("cell", 1, Statistics::of(&[3.0])).beside(others).less(others));
+        let value: serde_json::Value = serde_json::from_str(&report.json().unwrap()).unwrap();
+        assert_eq!(value["rows"][0]["differences"], serde_json::json!({ "jupyter_client": -1.0 }));
+        assert!(report.table().contains("0.75 times jupyter_client, -1.00 ms on jupyter_client"));
     }
 
     #[test]

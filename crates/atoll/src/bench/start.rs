@@ -17,11 +17,11 @@ use nix::sched::{CloneFlags, unshare};
 use tokio::sync::oneshot;
 
 use super::{
+    failed,
     report::{Report, Row},
-    scratch::{Scratch, failed},
     statistics::Statistics,
 };
-use crate::helpers;
+use crate::{helpers, scratch::Scratch};
 
 const ROUNDS: usize = 20;
 /// The first loads the program.

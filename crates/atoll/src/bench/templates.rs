@@ -14,14 +14,14 @@ use tokio::process::Command;
 use tokio_util::io::ReaderStream;
 
 use super::{
-    Bench,
+    Bench, failed,
     image::Image,
     report::{Report, Row},
-    scratch::{Scratch, failed},
     statistics::Statistics,
 };
 use crate::{
     client::{Exec, ExecEvent, Plan, PlanStep, Registration},
+    scratch::Scratch,
     template::{follow_build, hash_file},
 };
 

@@ -21,12 +21,12 @@ use futures::{TryStreamExt, stream};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 
 use super::{
-    Bench, edge,
+    Bench, edge, failed,
     nginx::Nginx,
     report::{Report, Row},
-    scratch::{Scratch, failed},
     statistics::Statistics,
 };
+use crate::scratch::Scratch;
 
 /// Bytes sent at a time.
 const BLOCK: usize = 256 << 10;

@@ -3,8 +3,10 @@
 //!
 //! - here: where a deployment is, and how its API is asked.
 //! - [`sandboxes`]: what it is asked.
-//! - [`commands`]: programs in sandboxes. [`templates`]: what sandboxes are made of.
+//! - [`commands`]: programs in sandboxes. [`cells`]: code in their code interpreter.
+//! - [`templates`]: what sandboxes are made of.
 
+mod cells;
 mod commands;
 mod sandboxes;
 mod templates;
@@ -14,10 +16,11 @@ use std::env;
 use atoll_core::{Code, Error, Result, error::codes};
 use atoll_wire::rest;
 use connectrpc::client::HttpClient;
-use reqwest::{Method, StatusCode};
+use reqwest::{Method, StatusCode, redirect::Policy};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::up::environment::Environment;
+pub(crate) use cells::{Cell, CellEvent, Shown};
 pub(crate) use commands::{CommandInput, Exec, ExecEvent, Running, WindowSize};
 pub(crate) use sandboxes::Create;
 pub(crate) use templates::{Plan, PlanStep, Registration};
@@ -58,7 +61,13 @@ impl Client {
     fn new(api_url: &str, sandbox_url: &str, api_key: &str) -> Self {
         Self {
             // A proxy for the internet is no way to this deployment, and must not see the key.
-            http: reqwest::Client::builder().no_proxy().build().unwrap_or_default(),
+            // No answer says where else to ask: one from a sandbox could name any server that this
+            // machine reaches, and would have its tokens sent there.
+            http: reqwest::Client::builder()
+                .no_proxy()
+                .redirect(Policy::none())
+                .build()
+                .unwrap_or_default(),
             guests: HttpClient::plaintext(),
             api_url: api_url.trim_end_matches('/').to_owned(),
             sandbox_url: sandbox_url.trim_end_matches('/').to_owned(),

@@ -144,6 +144,24 @@ impl Client {
         Ok(Self::parse::<rest::TemplateWithBuilds>(response).await?.builds)
     }
 
+    /// The template that a name means, and whether every team may use it.
+    pub(crate) async fn template_named(&self, alias: &str) -> Result<rest::TemplateAlias> {
+        let path = format!("/templates/aliases/{}", segment(alias));
+        Self::parse(self.send(Method::GET, &path, NOTHING).await?).await
+    }
+
+    /// Lets every team use a template of the team's, by its plain name.
+    pub(crate) async fn publish_template(&self, template: &str) -> Result<()> {
+        let path = format!("/templates/{}", segment(template));
+        self.send(Method::PATCH, &path, Some(&json!({ "public": true }))).await.map(drop)
+    }
+
+    /// Takes tags away from a template's builds.
+    pub(crate) async fn remove_tags(&self, template: &str, tags: &[String]) -> Result<()> {
+        let body = json!({ "name": template, "tags": tags });
+        self.send(Method::DELETE, "/templates/tags", Some(&body)).await.map(drop)
+    }
+
     /// Deletes a template, or a snapshot, by name or id.
     pub(crate) async fn delete_template(&self, template: &str) -> Result<()> {
         let path = format!("/templates/{}", segment(template));

@@ -2,14 +2,14 @@
 
 use std::{
     collections::BTreeMap,
-    io::{self, IsTerminal, Write},
+    io::{self, IsTerminal},
     process::ExitCode,
 };
 
 use atoll_core::{Error, Result, error::codes};
 use atoll_wire::rest;
 use tokio::{
-    io::AsyncReadExt,
+    io::{AsyncReadExt, AsyncWrite, AsyncWriteExt, stderr, stdout},
     signal::unix::{SignalKind, signal},
 };
 
@@ -70,8 +70,8 @@ pub(crate) async fn attach(
     let signals = tokio::spawn(forward_signals(running.input()));
     let outcome = loop {
         match running.next().await {
-            Ok(ExecEvent::Stdout(bytes)) => write_all(&mut io::stdout(), &bytes)?,
-            Ok(ExecEvent::Stderr(bytes)) => write_all(&mut io::stderr(), &bytes)?,
+            Ok(ExecEvent::Stdout(bytes)) => write_all(&mut stdout(), &bytes).await?,
+            Ok(ExecEvent::Stderr(bytes)) => write_all(&mut stderr(), &bytes).await?,
             Ok(ExecEvent::Ended { code, error }) => break Ok(exit_code(code, error.as_deref())),
             Err(error) => break Err(error),
         }
@@ -101,9 +101,14 @@ pub(crate) fn exit_code(code: i32, error: Option<&str>) -> ExitCode {
     }
 }
 
-pub(crate) fn write_all(stream: &mut impl Write, bytes: &[u8]) -> Result<()> {
+/// Writes what a sandbox printed. Nothing else waits for a reader that is slow.
+pub(crate) async fn write_all(stream: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> Result<()> {
+    let written = async {
+        stream.write_all(bytes).await?;
+        stream.flush().await
+    };
     // A reader that has left, such as `head`, ends us too.
-    stream.write_all(bytes).and_then(|()| stream.flush()).map_err(|error| {
+    written.await.map_err(|error: io::Error| {
         Error::new(codes::INTERNAL, format!("cannot write the command's output: {error}."))
             .with_fix("")
     })

@@ -43,12 +43,31 @@ pub(crate) struct Arguments {
 }
 
 pub(super) async fn run(client: &Client, arguments: Arguments) -> Result<ExitCode> {
+    let order = order(arguments).await?;
+    submit::run(client, order).await
+}
+
+impl Arguments {
+    /// The directory's Dockerfile, as it is.
+    pub(super) fn of(directory: &Path, target: submit::Target) -> Self {
+        Self {
+            directory: directory.to_owned(),
+            target,
+            file: None,
+            build_arg: Vec::new(),
+            from_template: None,
+            no_cache: false,
+        }
+    }
+}
+
+/// What is to be built: reads the Dockerfile, and all that it copies.
+pub(super) async fn order(arguments: Arguments) -> Result<Order> {
     let path = arguments.file.clone().unwrap_or_else(|| arguments.directory.join("Dockerfile"));
     let content = fs::read_to_string(&path).map_err(|error| no_dockerfile(&path, &error))?;
     let values: BTreeMap<String, String> = arguments.build_arg.iter().cloned().collect();
     let recipe = dockerfile::read(&content, &values, arguments.from_template.is_none())?;
-    let order = order(arguments, recipe).await?;
-    submit::run(client, order).await
+    order_of(arguments, recipe).await
 }
 
 fn no_dockerfile(path: &Path, error: &io::Error) -> Error {
@@ -56,7 +75,7 @@ fn no_dockerfile(path: &Path, error: &io::Error) -> Error {
         .with_fix("Name the directory that holds the Dockerfile, or the file with --file.")
 }
 
-async fn order(arguments: Arguments, recipe: Recipe) -> Result<Order> {
+async fn order_of(arguments: Arguments, recipe: Recipe) -> Result<Order> {
     for note in &recipe.notes {
         terminal::note(&format!("Note: {note}"));
     }

@@ -2,7 +2,8 @@
 //!
 //! - here: listing, deleting, pruning.
 //! - [`build`]: from a Dockerfile, which [`dockerfile`] reads and whose files [`context`] packs.
-//!   [`import`]: from an archive of an image. [`submit`]: what both do then.
+//!   [`import`]: from an archive of an image. [`shipped`]: those that Atoll ships. [`submit`]: what
+//!   all do then.
 //! - [`logs`]: what a build said. [`shell`]: a terminal where it failed.
 
 mod build;
@@ -11,6 +12,7 @@ mod dockerfile;
 mod import;
 mod logs;
 mod shell;
+mod shipped;
 mod submit;
 
 use std::{process::ExitCode, time::Duration};
@@ -18,7 +20,11 @@ use std::{process::ExitCode, time::Duration};
 use atoll_core::Result;
 use atoll_wire::rest::{BuildStatus, Template};
 
-pub(crate) use {import::hash as hash_file, submit::follow as follow_build};
+pub(crate) use {
+    import::hash as hash_file,
+    shipped::{Shipped, ensure as ensure_shipped},
+    submit::follow as follow_build,
+};
 
 use crate::{
     client::Client,
@@ -35,6 +41,9 @@ pub(crate) enum Command {
     Build(Box<build::Arguments>),
     /// Make a template of an image in an archive: an OCI layout, or what `docker save` writes.
     Import(import::Arguments),
+    /// Build a template that Atoll ships, for every team, unless it is there and its recipe has not
+    /// changed. `atoll up --with` does the same at the start.
+    Add(shipped::Arguments),
     /// List templates, newest first.
     List(Output),
     /// Show what a build said.
@@ -62,6 +71,7 @@ pub(crate) async fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Build(arguments) => build::run(&client, *arguments).await,
         Command::Import(arguments) => import::run(&client, arguments).await,
+        Command::Add(arguments) => shipped::run(&client, &arguments).await,
         Command::List(output) => list(&client, &output).await,
         Command::Logs(arguments) => logs::run(&client, &arguments).await,
         Command::Shell(arguments) => shell::run(&client, &arguments).await,

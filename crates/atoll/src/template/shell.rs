@@ -3,7 +3,6 @@
 use std::{
     io::{self, IsTerminal},
     process::ExitCode,
-    time::Duration,
 };
 
 use atoll_core::{Error, Result, error::codes};
@@ -17,13 +16,9 @@ use tokio::{
 use crate::{
     client::{Client, CommandInput, Exec, ExecEvent, WindowSize},
     sandbox::exec::{attach, exit_code, write_all},
-    terminal,
+    terminal, throwaway,
 };
 
-/// How long the sandbox may outlive a terminal that went away without a word, seconds.
-const LIFETIME: u32 = 300;
-/// How often that is put off.
-const REFRESH: Duration = Duration::from_secs(60);
 /// What is typed between two reads.
 const INPUT_CHUNK: usize = 4096;
 /// Not every image has bash.
@@ -39,19 +34,8 @@ pub(crate) struct Arguments {
 }
 
 pub(super) async fn run(client: &Client, arguments: &Arguments) -> Result<ExitCode> {
-    let sandbox = client.build_shell(&arguments.build, LIFETIME).await?;
-    let outcome = tokio::select! {
-        outcome = open(client, &sandbox, arguments) => outcome,
-        () = gone() => Ok(ExitCode::FAILURE),
-        () = refresh(client, &sandbox) => Ok(ExitCode::FAILURE),
-    };
-    match client.kill(&sandbox.sandbox_id).await {
-        Err(error) if error.code != codes::NOT_FOUND => {
-            terminal::fail(&format!("the sandbox {} is left: {error}", sandbox.sandbox_id));
-        }
-        _ => {}
-    }
-    outcome
+    let sandbox = client.build_shell(&arguments.build, throwaway::LIFETIME).await?;
+    throwaway::with(client, &sandbox, open(client, &sandbox, arguments)).await
 }
 
 async fn open(client: &Client, sandbox: &rest::Sandbox, arguments: &Arguments) -> Result<ExitCode> {
@@ -87,7 +71,7 @@ async fn interact(client: &Client, sandbox: &rest::Sandbox, exec: Exec) -> Resul
     let outcome = loop {
         match running.next().await {
             Ok(ExecEvent::Stdout(bytes) | ExecEvent::Stderr(bytes)) => {
-                if let Err(error) = write_all(&mut io::stdout(), &bytes) {
+                if let Err(error) = write_all(&mut tokio::io::stdout(), &bytes).await {
                     break Err(error);
                 }
             }
@@ -123,30 +107,6 @@ fn window_size() -> WindowSize {
     match tcgetwinsize(io::stdout()) {
         Ok(size) if size.ws_col > 0 => WindowSize { columns: size.ws_col, rows: size.ws_row },
         _ => WindowSize { columns: 80, rows: 24 },
-    }
-}
-
-/// Keeps the sandbox while somebody looks at it; returns when it is gone.
-async fn refresh(client: &Client, sandbox: &rest::Sandbox) {
-    loop {
-        match client.connect(&sandbox.sandbox_id, LIFETIME).await {
-            Err(error) if error.code == codes::NOT_FOUND => return,
-            // The next try may do it.
-            Ok(_) | Err(_) => tokio::time::sleep(REFRESH).await,
-        }
-    }
-}
-
-/// Returns when this program is asked to end, for the sandbox to be ended too.
-async fn gone() {
-    let (Ok(mut terminate), Ok(mut hangup)) =
-        (signal(SignalKind::terminate()), signal(SignalKind::hangup()))
-    else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = hangup.recv() => {}
     }
 }
 

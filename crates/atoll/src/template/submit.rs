@@ -25,8 +25,6 @@ use crate::{
 
 /// How often a build is asked how far it is: as often as the SDKs do.
 const PAUSE: Duration = Duration::from_millis(200);
-/// What a shell reports for a program that Ctrl-C ended.
-const INTERRUPTED: u8 = 130;
 const UPLOAD_CHUNK: usize = 256 * 1024;
 
 /// What a template is to be called and how its sandboxes are to be.
@@ -88,16 +86,66 @@ impl Upload {
     }
 }
 
+/// Something of a build to show.
+pub(super) enum Shown<'a> {
+    /// What is uploaded, and its bytes.
+    Upload(&'a str, u64),
+    /// A line of its log, whatever its level.
+    Line(&'a BuildLogEntry),
+}
+
 /// Makes a build, shows its log, and says what came of it.
 pub(super) async fn run(client: &Client, order: Order) -> Result<ExitCode> {
     let started = Instant::now();
+    let Some(build) = run_to_end(client, &order).await? else {
+        return Ok(ExitCode::from(terminal::INTERRUPTED));
+    };
+    terminal::say(&success(&build, &order.registration, started.elapsed()));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Makes a build and shows its log. None if it was interrupted.
+pub(super) async fn run_to_end(
+    client: &Client,
+    order: &Order,
+) -> Result<Option<RegisteredTemplate>> {
     let build = client.register(&order.registration).await?;
     terminal::say(&format!("Build {} of {}", build.build_id, order.registration.name));
-    let ended = tokio::select! {
-        ended = perform(client, &build, &order) => ended,
-        _ = tokio::signal::ctrl_c() => return cancel(client, &build).await,
+    let mut first = None;
+    let mut show = |shown: Shown<'_>| match shown {
+        Shown::Upload(what, length) => {
+            terminal::say(&format!("Uploading {what}, {}", bytes(length)));
+        }
+        Shown::Line(line) => {
+            // Why it failed is said at the end, with what to do.
+            let is_reason =
+                line.level == LogLevel::Error && line.message.starts_with("Build failed: ");
+            if line.level >= LogLevel::Info && !is_reason {
+                self::show(line, *first.get_or_insert(line.timestamp));
+            }
+        }
     };
-    let ended = match ended {
+    tokio::select! {
+        ended = perform(client, &build, order, &mut show) => ended?,
+        _ = tokio::signal::ctrl_c() => {
+            cancel(client, &build).await?;
+            return Ok(None);
+        }
+    }
+    Ok(Some(build))
+}
+
+/// Makes a registered build and returns when it is ready.
+///
+/// # Errors
+/// Why it failed; those of the API. Then it is over.
+pub(super) async fn perform(
+    client: &Client,
+    build: &RegisteredTemplate,
+    order: &Order,
+    show: &mut (impl FnMut(Shown<'_>) + Send),
+) -> Result<()> {
+    let ended = match start_and_follow(client, build, order, show).await {
         Ok(ended) => ended,
         Err(error) => {
             // Or it would wait for ever to be started.
@@ -107,33 +155,26 @@ pub(super) async fn run(client: &Client, order: Order) -> Result<ExitCode> {
             return Err(error);
         }
     };
-    if ended.status != BuildStatus::Ready {
-        return Err(failure(&build, &order, ended.reason));
+    if ended.status == BuildStatus::Ready {
+        return Ok(());
     }
-    terminal::say(&success(&build, &order.registration, started.elapsed()));
-    Ok(ExitCode::SUCCESS)
+    Err(failure(build, order, ended.reason))
 }
 
-async fn perform(
+async fn start_and_follow(
     client: &Client,
     build: &RegisteredTemplate,
     order: &Order,
+    show: &mut (impl FnMut(Shown<'_>) + Send),
 ) -> Result<TemplateBuildInfo> {
     let hashes = order.plan.steps.iter().filter_map(|step| step.files_hash.as_ref());
     for hash in hashes.chain(&order.plan.from_archive) {
         if let Some(upload) = order.uploads.get(hash) {
-            send(client, build, hash, upload).await?;
+            send(client, build, hash, upload, show).await?;
         }
     }
     client.start_build(&build.template_id, &build.build_id, &order.plan).await?;
-    let mut first = None;
-    let show = |line: &BuildLogEntry| {
-        // Why it failed is said at the end, with what to do.
-        let is_reason = line.level == LogLevel::Error && line.message.starts_with("Build failed: ");
-        if line.level >= LogLevel::Info && !is_reason {
-            show(line, *first.get_or_insert(line.timestamp));
-        }
-    };
+    let show = |line: &BuildLogEntry| show(Shown::Line(line));
     follow(client, &build.template_id, &build.build_id, PAUSE, show).await
 }
 
@@ -143,6 +184,7 @@ async fn send(
     build: &RegisteredTemplate,
     hash: &str,
     upload: &Upload,
+    show: &mut (impl FnMut(Shown<'_>) + Send),
 ) -> Result<()> {
     let files = client.files(&build.template_id, hash).await?;
     if files.present {
@@ -153,7 +195,7 @@ async fn send(
     let unreadable =
         |error| Error::new(codes::INTERNAL, format!("{}: {error}.", upload.describe()));
     let length = file.metadata().map_err(unreadable)?.len();
-    terminal::say(&format!("Uploading {}, {}", upload.describe(), bytes(length)));
+    show(Shown::Upload(&upload.describe(), length));
     let content = ReaderStream::with_capacity(tokio::fs::File::from_std(file), UPLOAD_CHUNK);
     client.upload(&files.url, length, content).await
 }
@@ -204,26 +246,23 @@ fn plain(line: &str) -> String {
 }
 
 /// Stops a build that Ctrl-C was pressed for; pressing it again does not wait.
-async fn cancel(client: &Client, build: &RegisteredTemplate) -> Result<ExitCode> {
+async fn cancel(client: &Client, build: &RegisteredTemplate) -> Result<()> {
     terminal::note("Cancelling the build…");
     let cancelled = tokio::select! {
         cancelled = client.cancel_build(&build.build_id) => cancelled,
-        _ = tokio::signal::ctrl_c() => return Ok(ExitCode::from(INTERRUPTED)),
+        _ = tokio::signal::ctrl_c() => return Ok(()),
     };
     match cancelled {
-        Ok(()) => {
-            terminal::note(
-                "The build is cancelled. Steps that were done are kept for the next one.",
-            );
-            Ok(ExitCode::from(INTERRUPTED))
-        }
+        Ok(()) => terminal::note(
+            "The build is cancelled. Steps that were done are kept for the next one.",
+        ),
         // It ended meanwhile.
         Err(error) if error.code == codes::NOT_FOUND || error.code == codes::CONFLICT => {
             terminal::note("The build was over already.");
-            Ok(ExitCode::from(INTERRUPTED))
         }
-        Err(error) => Err(error),
+        Err(error) => return Err(error),
     }
+    Ok(())
 }
 
 /// The template as it is to be named to get this build.

@@ -28,7 +28,12 @@ use atoll_template::CaBundle;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::{doctor::names, terminal};
+use crate::{
+    client::Client,
+    doctor::names,
+    template::{self, Shipped},
+    terminal,
+};
 use data_dir::DataDir;
 use environment::Environment;
 use keys::Keys;
@@ -40,6 +45,9 @@ const STOP_LIMIT: Duration = Duration::from_secs(20);
 
 /// Signals this close together count as one.
 const SAME_WISH: Duration = Duration::from_secs(1);
+
+/// Of why a template was not built.
+const SHOWN_CHARACTERS: usize = 100;
 
 /// What a deployment is called unless it is told: a name that leads to this machine everywhere. It
 /// has two parts, because clients refuse a certificate for `*.localhost`.
@@ -85,11 +93,17 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "GIB")]
     pool_gib: Option<u64>,
     /// Directory that CRIU was unpacked to, which pauses keep memory with [default: the one in PATH].
+    // `make up` names one; whoever names another means that.
     #[arg(long, value_name = "DIRECTORY", env = "ATOLL_CRIU", value_parser = absolute)]
+    #[arg(overrides_with = "criu")]
     criu: Option<PathBuf>,
     /// Network slots and disks kept ready.
     #[arg(long, default_value_t = 16)]
     ready: usize,
+    /// A template that Atoll ships, to be built at the start if it is missing or its recipe has changed;
+    /// may be repeated.
+    #[arg(long, value_name = "TEMPLATE", env = "ATOLL_WITH", value_delimiter = ',')]
+    with: Vec<Shipped>,
     /// Token for admin endpoints, sent as X-Admin-Token.
     #[arg(long, env = "ATOLL_ADMIN_TOKEN", hide_env_values = true)]
     admin_token: Option<String>,
@@ -145,6 +159,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
         outcome = async {
             stack.start(&settings, identity, listeners).await?;
             let times = self_check::run(&environment).await?;
+            add_templates(&environment, &arguments.with).await;
             environment.write(&directory)?;
             let elapsed = started.elapsed();
             let names = names::resolve(environment.domain.name()).await.is_some();
@@ -214,6 +229,30 @@ fn ca_bundle(choice: &str) -> CaBundle {
         "none" => CaBundle::None,
         "host" => CaBundle::Host,
         file => CaBundle::File(PathBuf::from(file)),
+    }
+}
+
+/// Builds what is asked for, as `atoll template add` does. What fails keeps nobody from using the rest.
+async fn add_templates(environment: &Environment, wanted: &[Shipped]) {
+    let client = Client::of(environment);
+    for &shipped in wanted {
+        let title = format!("Building the template {} (once)", shipped.alias());
+        let progress = terminal::Progress::new(title);
+        let added = template::ensure_shipped(&client, shipped, &progress).await;
+        progress.finish();
+        if let Err(error) = added {
+            let mut why: String = error.message.lines().next().unwrap_or_default().to_owned();
+            if let Some((end, _)) = why.char_indices().nth(SHOWN_CHARACTERS) {
+                why.replace_range(end.., "…");
+            }
+            terminal::fail(&format!(
+                "{}: the template {} was not built: {}; `{}` tries again and shows all.",
+                error.code,
+                shipped.alias(),
+                why.trim_end_matches(['.', ':']),
+                shipped.command(),
+            ));
+        }
     }
 }
 

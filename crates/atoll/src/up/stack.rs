@@ -25,6 +25,7 @@ use atoll_state::{Database, MemoryCatalogue, SqliteDatabase, database::NewBuild,
 use atoll_storage::BuildManifest;
 use atoll_template::image::Registries;
 use atoll_wire::{build::Builder, node::Node};
+use clap::ValueEnum;
 use tokio::task::{JoinError, JoinHandle};
 use uuid::Uuid;
 
@@ -34,6 +35,7 @@ use super::{
 };
 use crate::{
     helpers::{self, Launcher},
+    template::Shipped,
     terminal::Progress,
 };
 
@@ -180,6 +182,7 @@ impl Stack {
             atoll_template::Options {
                 ca_bundle: ca_bundle(&arguments.ca_bundle),
                 envd: helpers::ENVD,
+                interpreter: helpers::INTERPRETER,
                 envd_version: atoll_envd::VERSION.to_owned(),
             },
             storage.clone(),
@@ -248,6 +251,8 @@ impl Stack {
         let mut options = atoll_api::Options::new(listeners.api, directory.secret("seed")?);
         options.admin_token.clone_from(&arguments.admin_token);
         options.domain = Some(environment.domain.to_string());
+        let shipped = Shipped::value_variants().iter();
+        options.available = shipped.map(|one| (one.alias().to_owned(), one.command())).collect();
         let catalogue = Arc::new(MemoryCatalogue::default());
         let service = Arc::new(node.clone());
         let api = atoll_api::Service::start(options, database, catalogue, service, builder).await?;

@@ -75,6 +75,7 @@ pub(super) async fn named(
         is_public: candidate.public,
         is_snapshot: candidate.is_snapshot,
         is_shipped: candidate.is_shipped,
+        alias: candidate.first_alias,
         template: candidate.id,
     })
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use atoll_core::{Result, lifecycle::Kept};
-use atoll_orchestrator::services;
+use atoll_orchestrator::services::{self, Start};
 use atoll_storage::{BuildManifest, StartCommand};
 use atoll_wire::{
     log::LogLevel,
@@ -76,7 +76,7 @@ async fn started(job: &mut Job<'_>, start: &StartCommand, template: BuildManifes
     log.at("finalize", "[start]");
     let mut lines = log.output();
     let say = |stream, bytes: &[u8]| lines.take(stream, bytes);
-    let started = services::start(&room.guest, start, READY_WITHIN, say).await;
+    let started = services::start(&room.guest, start, Start::Build, READY_WITHIN, say).await;
     started.map_err(|error| work::ended(&start.command, error))?;
     drop(lines);
     job.log.say(LogLevel::Info, "Template is ready");

@@ -1,4 +1,4 @@
-//! A directory for the time of a measurement.
+//! A directory for the time of one command.
 
 use std::{
     fs::{self, DirBuilder},
@@ -7,26 +7,24 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use atoll_core::{Error, error::codes};
-
 /// A new directory that only this user can enter; removed with all in it when dropped.
-pub(super) struct Scratch(PathBuf);
+pub(crate) struct Scratch(PathBuf);
 
 impl Scratch {
     /// Makes one in the directory for temporary files (`TMPDIR`).
     ///
     /// # Errors
     /// When that cannot be written to.
-    pub(super) fn make() -> io::Result<Self> {
+    pub(crate) fn make() -> io::Result<Self> {
         let mut unique = [0; 8];
         getrandom::fill(&mut unique).map_err(io::Error::other)?;
-        let path = std::env::temp_dir().join(format!("atoll-bench-{}", hex::encode(unique)));
+        let path = std::env::temp_dir().join(format!("atoll-{}", hex::encode(unique)));
         DirBuilder::new().mode(0o700).create(&path)?;
         Ok(Self(path))
     }
 
     /// Where it is.
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.0
     }
 }
@@ -37,9 +35,4 @@ impl Drop for Scratch {
             tracing::warn!(%error, path = %self.0.display(), "scratch directory is left");
         }
     }
-}
-
-/// The error for a step on this machine that failed.
-pub(super) fn failed(what: &str, error: impl std::fmt::Display) -> Error {
-    Error::new(codes::INTERNAL, format!("{what}: {error}."))
 }

@@ -1,0 +1,177 @@
+//! Pictures that code draws, in files beside it: `plot.py` draws `plot-1.png`, `plot-2.png` and so on.
+
+use std::{
+    borrow::Cow,
+    fs::Permissions,
+    io::Write,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use atoll_core::{Error, Result, error::codes};
+use base64::{Engine, engine::general_purpose::STANDARD};
+
+use super::is_stdin;
+use crate::client::Shown;
+
+/// What pictures of code from standard input are called, in the working directory.
+const STDIN_STEM: &str = "result";
+/// As many pictures of one cell are saved: one that draws in a loop is not to fill the disk.
+const MAX_PICTURES: usize = 1000;
+/// As for any new file: less what the umask takes.
+const MODE: u32 = 0o666;
+
+/// Where pictures go, and how many there were.
+pub(super) struct Pictures {
+    directory: PathBuf,
+    stem: String,
+    count: usize,
+}
+
+impl Pictures {
+    /// Those of `file`.
+    pub(super) fn beside(file: &Path) -> Self {
+        let stem = file.file_stem().filter(|_| !is_stdin(file));
+        Self {
+            directory: file.parent().map(Path::to_owned).unwrap_or_default(),
+            stem: stem.map_or_else(|| STDIN_STEM.to_owned(), |stem| stem.to_string_lossy().into()),
+            count: 0,
+        }
+    }
+
+    /// Saves a result in the formats in which it is a picture, under one number, and says where. Files
+    /// of an earlier run are replaced.
+    ///
+    /// # Errors
+    /// When a file cannot be written, what comes is no base64, or with the first picture that is one too
+    /// many; those after it are passed over.
+    pub(super) fn save(&mut self, shown: &Shown) -> Result<Vec<PathBuf>> {
+        // What is both is the same picture, and PNG loses nothing.
+        let jpeg = shown.jpeg.as_ref().filter(|_| shown.png.is_none());
+        let encoded = [("png", shown.png.as_ref()), ("jpeg", jpeg), ("pdf", shown.pdf.as_ref())];
+        if shown.svg.is_none() && encoded.iter().all(|(_, text)| text.is_none()) {
+            return Ok(Vec::new());
+        }
+        self.count += 1;
+        if self.count > MAX_PICTURES {
+            // Said once.
+            return if self.count == MAX_PICTURES + 1 { Err(too_many()) } else { Ok(Vec::new()) };
+        }
+        let mut pictures = Vec::new();
+        for (format, text) in encoded {
+            if let Some(text) = text {
+                pictures.push((format, decode(format, text)?));
+            }
+        }
+        if let Some(svg) = &shown.svg {
+            pictures.push(("svg", svg.clone().into_bytes()));
+        }
+        let write = |(format, bytes): (&str, Vec<u8>)| {
+            let path = self.directory.join(format!("{}-{}.{format}", self.stem, self.count));
+            replace(&path, &bytes).map(|()| path)
+        };
+        pictures.into_iter().map(write).collect()
+    }
+}
+
+fn too_many() -> Error {
+    let fact = format!("a cell's first {MAX_PICTURES} pictures are saved, and none of the others.");
+    Error::new(codes::BAD_OPTION, fact).with_fix("")
+}
+
+fn decode(format: &str, text: &str) -> Result<Vec<u8>> {
+    let mut text = Cow::Borrowed(text);
+    if text.contains(|character: char| character.is_ascii_whitespace()) {
+        text.to_mut().retain(|character| !character.is_ascii_whitespace());
+    }
+    STANDARD.decode(text.as_bytes()).map_err(|error| {
+        Error::new(codes::INTERNAL, format!("a {format} picture is not in base64: {error}."))
+            .with_fix("")
+    })
+}
+
+/// Writes a file as a whole: one that was there is replaced, and so is a symbolic link, whose target
+/// stays as it is.
+fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let written = tempfile::Builder::new()
+        .prefix(".atoll-")
+        .permissions(Permissions::from_mode(MODE))
+        .tempfile_in(directory.unwrap_or(Path::new(".")))
+        .and_then(|mut file| file.write_all(bytes).map(|()| file))
+        .and_then(|file| file.persist(path).map_err(|error| error.error));
+    written.map(drop).map_err(|error| {
+        Error::new(codes::BAD_OPTION, format!("{} cannot be saved: {error}.", path.display()))
+            .with_fix("")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::symlink};
+
+    use super::*;
+
+    fn png(bytes: &[u8]) -> Shown {
+        Shown { png: Some(STANDARD.encode(bytes)), ..Shown::default() }
+    }
+
+    #[test]
+    fn pictures_are_numbered_beside_their_file() {
+        let scratch = tempfile::tempdir().unwrap();
+        let mut pictures = Pictures::beside(&scratch.path().join("plot.py"));
+        let text = Shown { text: Some("1".to_owned()), ..Shown::default() };
+        assert!(pictures.save(&text).unwrap().is_empty());
+        assert_eq!(pictures.save(&png(b"a")).unwrap(), [scratch.path().join("plot-1.png")]);
+        let (jpeg, svg) = (Some("/9j/".to_owned()), Some("<svg/>".to_owned()));
+        let both = Shown { jpeg, svg, ..png(b"b") };
+        let names = ["plot-2.png", "plot-2.svg"].map(|name| scratch.path().join(name));
+        assert_eq!(pictures.save(&both).unwrap(), names);
+        assert!(!scratch.path().join("plot-2.jpeg").exists());
+        assert_eq!(fs::read(&names[0]).unwrap(), b"b");
+        assert_eq!(fs::read(&names[1]).unwrap(), b"<svg/>");
+    }
+
+    #[test]
+    fn pictures_without_end_are_not_saved() {
+        let scratch = tempfile::tempdir().unwrap();
+        let mut pictures = Pictures::beside(&scratch.path().join("plot.py"));
+        pictures.count = MAX_PICTURES - 1;
+        assert_eq!(pictures.save(&png(b"a")).unwrap(), [scratch.path().join("plot-1000.png")]);
+        // Said once.
+        assert!(pictures.save(&png(b"a")).unwrap_err().message.contains("1000 pictures"));
+        assert!(pictures.save(&png(b"a")).unwrap().is_empty());
+        assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn pictures_of_standard_input_go_where_one_is() {
+        let pictures = Pictures::beside(Path::new("-"));
+        assert_eq!((pictures.directory, pictures.stem), (PathBuf::new(), "result".to_owned()));
+    }
+
+    #[test]
+    fn lines_in_base64_are_no_fault_and_other_things_are() {
+        assert_eq!(decode("png", "YWJj\nZGVm\n").unwrap(), b"abcdef");
+        assert!(decode("png", "Y!").is_err());
+    }
+
+    #[test]
+    fn an_earlier_picture_is_replaced_and_a_link_not_followed() {
+        let scratch = tempfile::tempdir().unwrap();
+        let (picture, other) = (scratch.path().join("a-1.png"), scratch.path().join("other"));
+        fs::write(&other, "kept").unwrap();
+        symlink(&other, &picture).unwrap();
+        replace(&picture, b"new").unwrap();
+        replace(&picture, b"newer").unwrap();
+        assert_eq!(fs::read(&picture).unwrap(), b"newer");
+        assert_eq!(fs::read(&other).unwrap(), b"kept");
+        assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn what_cannot_be_saved_is_said_by_name() {
+        let error = replace(Path::new("/nonexistent/a-1.png"), b"").unwrap_err();
+        assert!(error.to_string().contains("/nonexistent/a-1.png"), "{error}");
+    }
+}
