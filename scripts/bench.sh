@@ -14,7 +14,7 @@ ports=(--api-port 23100 --front-port 23543 --proxy-port 23102 --proxy-health-por
 criu=()
 if tree=$(scripts/criu.sh); then criu=(--criu "$tree"); fi
 
-"${as_root[@]}" "$atoll" up "${criu[@]}" --data-dir "$data" --ca-bundle host "${ports[@]}" >"$target/bench-stack.log" 2>&1 &
+"${as_root[@]}" "$atoll" up --with code-interpreter "${criu[@]}" --data-dir "$data" --ca-bundle host "${ports[@]}" >"$target/bench-stack.log" 2>&1 &
 stack=$!
 trap 'kill -TERM "$stack" 2>/dev/null; wait "$stack" || true' EXIT
 # Its settings are there exactly while it is ready.

@@ -42,12 +42,14 @@ lint() {
     step fmt cargo fmt --all --check
     step clippy cargo clippy --locked --workspace --all-targets -- -D warnings
     step deny "$env/tools/bin/cargo-deny" --locked --log-level error check licenses bans sources
-    step ruff "$env/tools/bin/ruff" check tests
-    step ruff-format "$env/tools/bin/ruff" format --check tests
+    step ruff "$env/tools/bin/ruff" check tests crates/interpreter/python
+    step ruff-format "$env/tools/bin/ruff" format --check tests crates/interpreter/python
 }
 
 unit() {
     step deps scripts/deps.sh --tests
+    # The interpreter's tests drive the Python and the Node in it.
+    step test-env scripts/test-env.sh
     build
     # Some crates test what only root may do: the test binaries run as root, cargo as you.
     local runner=()

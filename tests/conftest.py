@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
+import e2b_code_interpreter as code_interpreter
 import httpx
 import pytest
+import pytest_asyncio
 from e2b import Sandbox
 
+from support import interpreter as interpreters
 from support import stack as stacks
 from support.stack import RunningStack, Stack
 
@@ -33,9 +36,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture(scope="session")
-def stack() -> Iterator[Stack | RunningStack]:
+def stack(request: pytest.FixtureRequest) -> Iterator[Stack | RunningStack]:
     """The one stack of this run; its settings are in the environment, where the SDK looks."""
-    with stacks.session() as running:
+    items = request.session.items
+    asked = {name for item in items for name in [item.path.name, *item.fixturenames]}
+    interpreting = any("interpreter" in name for name in asked)
+    with stacks.session(options=stacks.WITH_INTERPRETER if interpreting else ()) as running:
         _stack.append(running)
         yield running
 
@@ -74,3 +80,52 @@ def api(stack: Stack) -> Iterator[httpx.Client]:
     headers = {"X-API-Key": os.environ["E2B_API_KEY"]}
     with httpx.Client(base_url=os.environ["E2B_API_URL"], headers=headers, timeout=75) as client:
         yield client
+
+
+@pytest.fixture
+def create_interpreter(stack: Stack) -> Iterator[Callable[..., code_interpreter.Sandbox]]:
+    """`Sandbox.create` of the code interpreter's SDK, for sandboxes that end with the test."""
+    interpreters.require_names()
+    made: list[code_interpreter.Sandbox] = []
+
+    def make(**options: Any) -> code_interpreter.Sandbox:
+        made.append(code_interpreter.Sandbox.create(**{"timeout": 300, **options}))
+        return made[-1]
+
+    yield make
+    for sandbox in made:
+        sandbox.kill()
+
+
+@pytest.fixture
+def own_interpreter(
+    create_interpreter: Callable[..., code_interpreter.Sandbox],
+) -> code_interpreter.Sandbox:
+    """A code interpreter of this test's own."""
+    return create_interpreter()
+
+
+@pytest.fixture(scope="module")
+def interpreter(stack: Stack) -> Iterator[code_interpreter.Sandbox]:
+    """A code interpreter that the tests of one file share; they must not disturb each other."""
+    interpreters.require_names()
+    sandbox = code_interpreter.Sandbox.create(timeout=900)
+    yield sandbox
+    sandbox.kill()
+
+
+@pytest.fixture
+def context(interpreter: code_interpreter.Sandbox) -> Iterator[code_interpreter.Context]:
+    """A Python context of this test's own in the code interpreter that its file shares."""
+    made = interpreter.create_code_context()
+    yield made
+    interpreters.remove(interpreter, made)
+
+
+@pytest_asyncio.fixture(scope="module")
+async def async_interpreter(stack: Stack) -> AsyncIterator[code_interpreter.AsyncSandbox]:
+    """`interpreter` of the asynchronous SDK."""
+    interpreters.require_names()
+    sandbox = await code_interpreter.AsyncSandbox.create(timeout=900)
+    yield sandbox
+    await sandbox.kill()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from e2b import Sandbox
+from e2b import Sandbox, Template
 
 from stress.conftest import instance_of
 from support import paths
@@ -21,6 +21,7 @@ from support.crashes import abort_after, crash, is_alive
 from support.host import first_process, left_behind
 from support.lifecycle import events, is_paused
 from support.stack import Stack
+from support.templates import Builds
 from support.wait import wait_for
 
 WAKES = {"on_timeout": "pause", "auto_resume": True}
@@ -324,3 +325,33 @@ def test_a_crash_in_a_snapshot(stack: Stack, counting: Counting, point: str) -> 
         assert made.kill() is True
         assert Sandbox.delete_snapshot(snapshot.snapshot_id) is True
     goes_on(counting, before)
+
+
+def test_a_template_of_which_the_memory_cannot_be_restored_boots(
+    stack: Stack, kept: str, api: httpx.Client
+) -> None:
+    if kept != "checkpoint":
+        pytest.skip("templates have no memory")
+    builds = Builds(api)
+    template = Template().from_template("base")
+    began = "date +%s.%N > /tmp/began; exec sleep infinity"
+    name = builds(template.set_start_cmd(began, "test -s /tmp/began")).name
+
+    def begun() -> str:
+        with Sandbox.create(name, timeout=60) as sandbox:
+            sandbox.commands.run("pgrep -x sleep")
+            return sandbox.files.read("/tmp/began")
+
+    in_build = begun()
+    assert begun() == in_build
+    stack.stop()
+    with pytest.MonkeyPatch.context() as without:
+        without.delenv(CRIU)
+        stack.start()
+        try:
+            assert begun() > in_build
+        finally:
+            stack.stop()
+    stack.start()
+    assert begun() == in_build
+    builds.clean()

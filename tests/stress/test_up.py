@@ -6,6 +6,7 @@ These tests end the stack of this run and start it again, so they come last.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -13,6 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from e2b import Sandbox
 
@@ -181,4 +183,52 @@ def test_a_crash_while_sandboxes_are_being_made(stack: Stack) -> None:
         assert sandbox.commands.run("echo again").stdout == "again\n"
     stack.stop()
     assert left_behind(instance, stack.data_dir) == {}
+    stack.start()
+
+
+def bringing(log_name: str) -> Stack:
+    """The stack of this run, if it is started with a template; its log is new."""
+    log = paths.LOGS / f"{log_name}.log"
+    log.unlink(missing_ok=True)
+    return Stack(log_name=log_name, options=("--with", "httpbin"))
+
+
+@pytest.fixture
+def no_template(stack: Stack, api: httpx.Client) -> Iterator[None]:
+    """Neither before nor after the test there is a template `httpbin`."""
+    assert api.delete("/templates/httpbin").status_code in {204, 404}
+    yield
+    assert api.delete("/templates/httpbin").status_code in {204, 404}
+
+
+def test_a_template_that_it_is_started_with(stack: Stack, no_template: None) -> None:
+    stack.stop()
+    # The next start has nothing to do.
+    for times in ("first", "second"):
+        given = bringing(f"stack-with-{times}")
+        given.start()
+        said = given.log.read_text()
+        ready = said.index("Atoll is ready")
+        assert said[:ready].count("Building the template httpbin (once)") == (times == "first")
+        with Sandbox.create("httpbin", timeout=30) as sandbox:
+            sandbox.commands.run("curl -fsS localhost:8080/uuid")
+        given.stop()
+    stack.start()
+
+
+def test_a_template_that_cannot_be_built_is_in_nobodys_way(stack: Stack, no_template: None) -> None:
+    # No template can have the name of a snapshot.
+    with Sandbox.create(timeout=60) as sandbox:
+        sandbox.create_snapshot("httpbin")
+    stack.stop()
+    given = bringing("stack-with-failing")
+    given.start()
+    said = given.log.read_text()
+    (warning,) = [line for line in said.splitlines() if "httpbin was not built" in line]
+    assert warning.endswith("; `atoll template add httpbin` tries again and shows all.")
+    assert re.match("atoll: ATL-[0-9]{4}: ", warning), warning
+    assert said.index(warning) < said.index("Atoll is ready")
+    with Sandbox.create(timeout=30) as sandbox:
+        assert sandbox.is_running()
+    given.stop()
     stack.start()

@@ -34,8 +34,11 @@ PORTS = {
     }.items()
 }
 
-#: The first start makes the base template, with packages from a mirror.
-START_SECONDS = 600
+#: The first start makes the templates, with packages from a mirror.
+START_SECONDS = 1800
+
+#: For a stack with code interpreters.
+WITH_INTERPRETER = ("--with", "code-interpreter")
 STOP_SECONDS = 20
 
 
@@ -181,14 +184,14 @@ def exported(env: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def session(log_name: str = "stack") -> Iterator[Stack | RunningStack]:
+def session(log_name: str = "stack", options: Sequence[str] = ()) -> Iterator[Stack | RunningStack]:
     """The stack that tests run against, with its settings exported."""
     if "ATOLL_TEST_URL" in os.environ:
         running = RunningStack()
         with exported(running.env):
             yield running
         return
-    stack = Stack(log_name=log_name)
+    stack = Stack(log_name=log_name, options=options)
     stack.start()
     try:
         with exported(stack.env):
@@ -202,7 +205,7 @@ def session(log_name: str = "stack") -> Iterator[Stack | RunningStack]:
 def main() -> int:
     """Runs the command given against a stack; its status is ours."""
     names.reexec("-m", "support.stack", *sys.argv[1:])
-    with registry.session() as images, session(log_name="stack-js") as stack:
+    with registry.session() as images, session("stack-js", WITH_INTERPRETER) as stack:
         os.environ["ATOLL_TEST_IMAGE"] = images.push("busybox-musl")
         code = subprocess.run(sys.argv[1:], check=False).returncode
         if code:

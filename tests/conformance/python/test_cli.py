@@ -130,6 +130,18 @@ def test_bench_reports_figures(stack: Stack) -> None:
     assert all(row["min"] > 0 for row in rows if not row["name"].startswith("disk of"))
 
 
+def test_bench_compares_cells(create_interpreter: object) -> None:
+    ran = atoll("bench", "--only", "interpreter", "--json", "--creates", "5", timeout=240)
+    assert ran.returncode == 0, ran.stderr
+    rows = {row["name"]: row for row in json.loads(ran.stdout)["rows"]}
+    created = rows["interpreter, create to print"]
+    assert created["count"] == 5 and created["kept"] in {"disk", "checkpoint"}
+    peers = {"jupyter_client", "its sockets alone"}
+    cell = rows["cell, from inside"]
+    assert set(cell["ratios"]) == set(cell["differences"]) == peers
+    assert {f"cell, by {peer}" for peer in peers} <= set(rows)
+
+
 def words(*arguments: str) -> str:
     """What a command of `atoll sandbox` that succeeds prints."""
     ran = atoll("sandbox", *arguments)

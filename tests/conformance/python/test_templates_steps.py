@@ -148,7 +148,9 @@ def test_older_clients_begin_as_user(
     assert create(template=built.name).commands.run("id -un; pwd").stdout == then
 
 
-def test_relative_workdir_of_root_is_in_its_home(build: Builds, steps: Steps, create: Create) -> None:
+def test_relative_workdir_of_root_is_in_its_home(
+    build: Builds, steps: Steps, create: Create
+) -> None:
     built = steps.register()
     todo = [step("USER", "root"), step("WORKDIR", "app"), step("WORKDIR", "inner")]
     assert steps.begin(built, {"User-Agent": "curl/8"}, steps=todo).status_code == 202
