@@ -28,9 +28,6 @@ LATCHED = {
     "bash": "echo begun; until [ -e {path} ]; do sleep 0.01; done",
 }
 
-#: What is about the server and not about an SDK needs no second run.
-newest = pytest.mark.skipif(SDK < NEWEST, reason="run with the newest SDK only")
-
 #: Later releases can also list, restart and remove contexts.
 manages_contexts = pytest.mark.skipif(
     not hasattr(Sandbox, "restart_code_context") and SDK < NEWEST,

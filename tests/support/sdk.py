@@ -13,6 +13,9 @@ SDK = Version(version("e2b"))
 #: renamed fails its tests instead of hiding them.
 NEWEST = Version("2.63.0")
 
+#: What is not about an SDK needs no second run.
+newest = pytest.mark.skipif(SDK < NEWEST, reason="run with the newest SDK only")
+
 
 def needs(owner: type, name: str) -> pytest.MarkDecorator:
     """Skips a test with an SDK that is older than the method it is about."""

@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 
 from support import paths
+from support.sdk import newest
 from support.stack import PORTS, Stack
+
+pytestmark = newest
 
 
 def atoll(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -16,12 +16,12 @@ import pytest
 from e2b_code_interpreter import Sandbox
 from PIL import Image
 
-from support import interpreter as interpreters
 from support import lifecycle, paths
 from support.interpreter import TEMPLATE
+from support.sdk import newest
 from support.wait import equals, wait_for
 
-pytestmark = interpreters.newest
+pytestmark = newest
 
 PLOT = """
 import matplotlib.pyplot as plt

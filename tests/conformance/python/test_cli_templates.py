@@ -17,8 +17,11 @@ from e2b import Sandbox
 from support import images, paths
 from support.e2b_cli import Terminal, plain
 from support.registry import Registry
+from support.sdk import newest
 from support.templates import Builds
 from support.wait import wait_for
+
+pytestmark = newest
 
 Create = Callable[..., Sandbox]
 

@@ -14,8 +14,11 @@ from e2b import Sandbox
 
 from support import e2b_cli
 from support.e2b_cli import plain
+from support.sdk import newest
 from support.stack import Stack
 from support.wait import wait_for
+
+pytestmark = newest
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 

@@ -16,9 +16,12 @@ from e2b import Sandbox
 from support import e2b_cli, routing
 from support.e2b_cli import Terminal, plain
 from support.registry import Registry
+from support.sdk import newest
 from support.stack import Stack
 from support.templates import Builds
 from support.wait import wait_for
+
+pytestmark = newest
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 Create = Callable[..., Sandbox]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from e2b_code_interpreter import Context, Sandbox
 
-from support.interpreter import events, newest, out
+from support.interpreter import events, out
+from support.sdk import newest
 
 pytestmark = newest
 

@@ -10,12 +10,12 @@ from support.interpreter import (
     events,
     http,
     manages_contexts,
-    newest,
     out,
     remove,
     still_works,
     value,
 )
+from support.sdk import newest
 
 #: What says where a cell works.
 WHERE = {

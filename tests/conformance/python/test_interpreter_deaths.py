@@ -7,7 +7,8 @@ from e2b import TimeoutException
 from e2b_code_interpreter import Context, Execution, Sandbox
 
 from support import routing
-from support.interpreter import http, newest, out, remove, still_works, value
+from support.interpreter import http, out, remove, still_works, value
+from support.sdk import newest
 from support.wait import wait_for
 
 #: Cells that end their kernel at once.

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 import pytest
 from e2b_code_interpreter import Sandbox
 
-from support.interpreter import http, newest, out, require_names
+from support.interpreter import http, out, require_names
+from support.sdk import newest
 
 Create = Callable[..., Sandbox]
 

@@ -14,6 +14,7 @@ from e2b_code_interpreter import Sandbox
 
 from support import interpreter as interpreters
 from support import notebooks, paths
+from support.sdk import newest
 
 NOTEBOOKS = sorted((Path(__file__).parent / "gallery").glob("*.ipy"))
 
@@ -51,7 +52,7 @@ def by_sdk(sandbox: Sandbox, cells: list[str]) -> list[dict[str, Any]]:
 
 
 # Rules: INT-18, INT-19, INT-23, INT-29, RES-1, RES-5
-@interpreters.newest
+@newest
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook(interpreter: Sandbox, other: Sandbox, path: Path) -> None:
     cells = notebooks.cells(path)

@@ -15,14 +15,13 @@ from support.interpreter import (
     LATCHED,
     http,
     latch,
-    newest,
     out,
     remove,
     still_works,
     stream,
     value,
 )
-from support.sdk import NEWEST, SDK
+from support.sdk import NEWEST, SDK, newest
 
 #: Cells that do not end by themselves.
 ENDLESS = {

@@ -11,7 +11,8 @@ import pytest
 from e2b_code_interpreter import Context, Sandbox
 
 from support import routing
-from support.interpreter import PORT, TEMPLATE, events, http, latch, newest, stream
+from support.interpreter import PORT, TEMPLATE, events, http, latch, stream
+from support.sdk import newest
 
 Create = Callable[..., Sandbox]
 

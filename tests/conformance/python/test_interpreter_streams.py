@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from e2b_code_interpreter import Context, OutputMessage, Sandbox
 
-from support.interpreter import LATCHED, err, events, latch, newest, out, value
+from support.interpreter import LATCHED, err, events, latch, out, value
+from support.sdk import newest
 
 
 class Told:

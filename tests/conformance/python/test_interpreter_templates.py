@@ -7,7 +7,8 @@ from collections.abc import Callable
 from e2b import Template
 from e2b_code_interpreter import Sandbox
 
-from support.interpreter import TEMPLATE, http, newest, out, still_works, value
+from support.interpreter import TEMPLATE, http, out, still_works, value
+from support.sdk import newest
 from support.templates import Builds
 
 Create = Callable[..., Sandbox]

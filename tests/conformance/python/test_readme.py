@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageChops
 
-from support import interpreter as interpreters
 from support import paths
+from support.sdk import newest
 
 README = paths.ROOT / "README.md"
 PICTURE = paths.ROOT / "docs/images/plot.png"
@@ -26,7 +26,7 @@ def block(language: str, containing: str) -> str:
     return found
 
 
-@interpreters.newest
+@newest
 def test_the_plot_is_what_its_code_draws(
     create_interpreter: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
