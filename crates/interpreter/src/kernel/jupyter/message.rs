@@ -185,7 +185,7 @@ impl Raised {
 }
 
 impl Reply {
-    /// What stands for a reply that cannot be read.
+    /// What stands for a reply that cannot be read, or does not come.
     pub(crate) fn unreadable() -> Self {
         Self { status: "aborted".to_owned(), raised: Raised::default(), payload: Vec::new() }
     }

@@ -41,6 +41,10 @@ use super::{
 /// How long a process may take to end after its connections have.
 const END_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How long a kernel that is idle again may take to reply, if its cell was interrupted: less than
+/// there is between two interrupts.
+const REPLY_TIMEOUT: Duration = Duration::from_millis(300);
+
 /// How long to wait for a kernel that starts to be heard on iopub, until it is asked once more. Its
 /// answer to the first question may have come before it knew that somebody listens.
 const ASK_INTERVAL: Duration = Duration::from_millis(100);
@@ -220,6 +224,9 @@ impl Kernel for Jupyter {
                 },
                 _ = self.channels.control.recv() => {}
                 how = self.process.ended() => return Err(Died(how)),
+                () = sleep(REPLY_TIMEOUT), if self.cell.may_lack_a_reply() => {
+                    self.cell.reply = Some(Reply::unreadable());
+                }
             }
         }
     }
@@ -334,15 +341,16 @@ impl Cell {
     }
 
     fn is_over(&self) -> bool {
-        self.idle && (self.reply.is_some() || self.interrupted)
+        self.idle && self.reply.is_some()
+    }
+
+    fn may_lack_a_reply(&self) -> bool {
+        self.idle && self.interrupted && self.reply.is_none()
     }
 
     /// How it ended, if it has, and all else has been told.
     fn end(&mut self) -> Option<Result<Event, Died>> {
-        if !self.is_over() {
-            return None;
-        }
-        let Some(reply) = &self.reply else { return Some(Ok(Event::Done)) };
+        let reply = self.reply.as_ref().filter(|_| self.is_over())?;
         if reply.ends_kernel() {
             return Some(Err(Died("the cell ended the kernel, as exit() does".to_owned())));
         }
