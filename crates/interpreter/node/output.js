@@ -26,6 +26,10 @@ function send(line) {
   for (let at = 0; at < bytes.length; ) at += writeSync(RECORDS, bytes, at);
 }
 
+function say(record) {
+  send(`${stringify(record)}\n`);
+}
+
 function tell(record) {
   send(`?${stringify(record, wellFormed)}\n`);
   readSync(ANSWERS, answer);
@@ -44,7 +48,7 @@ function stream(fd) {
       try {
         for (let at = 0; at < chunk.length; at += PIECE) {
           const text = decoder.write(chunk.subarray(at, at + PIECE));
-          if (text) send(`${stringify({ type: 'print', error: fd === 2, text })}\n`);
+          if (text) say({ type: 'print', error: fd === 2, text });
         }
         callback();
       } catch (error) {
@@ -72,4 +76,4 @@ function install() {
   }
 }
 
-module.exports = { install, sync, tell };
+module.exports = { install, say, sync, tell };

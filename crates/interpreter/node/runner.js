@@ -44,6 +44,7 @@ const cells = {
   // The next cell is about to run.
   begin(number, hidden, name, head, map) {
     current = { number, hidden };
+    output.say({ type: 'begin' });
     if (!hidden) failures.remember(name, head, map);
   },
 

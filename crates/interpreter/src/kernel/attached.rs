@@ -33,8 +33,10 @@ const SILENCE: Duration = Duration::from_secs(1);
 pub(crate) struct Attached {
     process: Process,
     reader: Reader,
-    /// What was said, and is to be told before what is said next.
+    /// The last that was said before the end, which is still to be told.
     kept: VecDeque<Item>,
+    /// What was said between cells, for the next that is not hidden.
+    backlog: VecDeque<Item>,
     /// How the process ended, once all of what it said is kept.
     died: Option<Died>,
 }
@@ -53,7 +55,8 @@ enum Reader {
 impl Attached {
     pub(crate) fn new(process: Process, pipes: Pipes) -> Self {
         let reader = Reader::Cell(Box::new(pipes));
-        Self { process, reader, kept: VecDeque::new(), died: None }
+        let (kept, backlog) = Default::default();
+        Self { process, reader, kept, backlog, died: None }
     }
 
     pub(crate) fn process(&self) -> &Process {
@@ -105,12 +108,22 @@ impl Attached {
             guard.take();
             self.reader = match task.await {
                 Ok((pipes, backlog)) => {
-                    self.kept.extend(backlog.into_items());
+                    self.backlog.extend(backlog.into_items());
                     Reader::Cell(pipes)
                 }
                 Err(_) => Reader::Lost,
             };
         }
+    }
+
+    /// Keeps what was said before a hidden cell began, and read after that.
+    pub(crate) fn keep(&mut self, item: Item) {
+        self.backlog.push_back(item);
+    }
+
+    /// What was said between cells and has not been told.
+    pub(crate) fn take_backlog(&mut self) -> VecDeque<Item> {
+        std::mem::take(&mut self.backlog)
     }
 
     /// A cell is over: has the pipes read by a task, and gives the last that the cell has said.

@@ -142,6 +142,11 @@ impl Bash {
             {
                 return None;
             }
+            // Before a hidden cell has begun: of others.
+            text if self.hidden && self.waits != Waits::End => {
+                self.attached.keep(text);
+                return None;
+            }
             text => return printed(text).filter(|_| !self.hidden),
         };
         match (self.waits, record.split_once(' ')) {
@@ -213,6 +218,12 @@ impl Kernel for Bash {
         if std::mem::take(&mut self.interrupted) {
             self.waits = Waits::Sync;
             self.line(&format!("{{ printf '{SYNC}\\n' >{}; }} 2>/dev/null", self.records));
+        }
+        if !hidden {
+            for item in self.attached.take_backlog() {
+                let event = self.event(item);
+                self.queue.extend(event);
+            }
         }
         // Our own commands are not traced, and hidden cells neither.
         let untraced = if self.traces { "{ set +x; } 2>/dev/null; " } else { "" };

@@ -61,6 +61,8 @@ enum Order<'a> {
 enum Record {
     /// It can take cells.
     Ready,
+    /// The cell runs: what was said before is not of it.
+    Begin,
     /// What comes next was printed after what came before.
     Sync,
     /// Something was printed, to standard error or to standard output.
@@ -83,6 +85,8 @@ pub(crate) struct Node {
     count: u64,
     hidden: bool,
     running: bool,
+    /// Whether the cell that runs has begun to.
+    begun: bool,
     /// What is to be told next.
     queue: VecDeque<Event>,
 }
@@ -104,8 +108,16 @@ impl Node {
         let (attached, orders) = spawn(program, launch)
             .map_err(|error| Died(format!("node cannot be started: {error}")))?;
         let queue = VecDeque::new();
-        let mut node =
-            Self { attached, orders, typescript, count: 0, hidden: true, running: false, queue };
+        let mut node = Self {
+            attached,
+            orders,
+            typescript,
+            count: 0,
+            hidden: true,
+            running: false,
+            begun: true,
+            queue,
+        };
         let mut said = String::new();
         loop {
             match node.attached.next().await {
@@ -130,12 +142,23 @@ impl Node {
         }
     }
 
+    /// What is to be told of text. That of a hidden cell is not; of others', with the next.
+    fn printed(&mut self, item: Item) -> Option<Event> {
+        if !self.hidden {
+            return printed(item);
+        }
+        if !self.begun {
+            self.attached.keep(item);
+        }
+        None
+    }
+
     /// What is to be told of something that was said, if anything.
     fn event(&mut self, item: Item) -> Option<Event> {
         let line = match item {
             Item::Record(line) => line,
             Item::TooLarge(size) => return Some(Event::Failed(Failure::too_large(size))),
-            text => return printed(text).filter(|_| !self.hidden),
+            text => return self.printed(text),
         };
         // It is JSON, but some of that is too deep to be read.
         let record = serde_json::from_str(&line).unwrap_or_else(|error| {
@@ -144,10 +167,13 @@ impl Node {
         });
         match record {
             Record::Ready | Record::Sync => None,
+            Record::Begin => {
+                self.begun = true;
+                None
+            }
             Record::Print { error, text } => {
                 let stream = if error { Stream::Stderr } else { Stream::Stdout };
-                let at = Timestamp::now();
-                (!self.hidden).then_some(Event::Printed { stream, text, at })
+                self.printed(Item::Printed { stream, text, at: Timestamp::now() })
             }
             Record::Show { data, main } => {
                 (!self.hidden).then_some(Event::Shown { data, is_main: main })
@@ -177,9 +203,14 @@ impl Kernel for Node {
         }
         self.hidden = hidden;
         self.running = true;
+        self.begun = false;
         if !hidden {
             self.count += 1;
             self.queue.push_back(Event::Started(self.count));
+            for item in self.attached.take_backlog() {
+                let event = self.event(item);
+                self.queue.extend(event);
+            }
         }
         let Self { count: number, typescript, .. } = *self;
         self.order(&Order::Cell { number, code, typescript, hidden });
