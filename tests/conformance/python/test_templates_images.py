@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from e2b import Sandbox, Template
@@ -232,7 +233,8 @@ def push(registry: Registry, directory: Path, name: str, *layers: Layer) -> tupl
 def test_what_is_not_what_its_digest_says(
     tmp_path: Path, build: Builds, create: Create, registry: Registry
 ) -> None:
-    last = Layer(Tree().file("genuine", "as it was made " * 100).tar(), "")
+    # Of this run alone: what another has fetched under the digest would be used again.
+    last = Layer(Tree().file("genuine", f"as it was made, {uuid4()} " * 100).tar(), "")
     reference, digest = push(registry, tmp_path, "altered", busybox(), last)
     changed = last.tar.replace(b"genuine", b"forgery")
     assert len(changed) == len(last.tar)
