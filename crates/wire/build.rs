@@ -16,6 +16,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         .descriptor_set(&descriptors)
         .files(&files)
         .include_file("_services.rs")
+        // It would name the descriptors, which this script writes: each build would run it again.
+        .emit_rerun_directives(false)
         .compile()?;
     Ok(())
 }
