@@ -1,9 +1,14 @@
 //! What an execution says, as its client reads it: a JSON object a line (contract, section B.3).
 
+use std::io::{self, Write};
+
 use bytes::Bytes;
 use jiff::Timestamp;
 use serde::Serialize;
-use serde_json::{Map, Value};
+use serde_json::{
+    Map, Value,
+    ser::{Formatter, Serializer},
+};
 
 use crate::kernel::{Event, Failure, Stream};
 
@@ -42,37 +47,42 @@ enum Line<'a> {
 
 impl Line<'_> {
     fn bytes(&self) -> Bytes {
-        // Strings and maps with strings as keys: nothing that JSON cannot have.
-        let mut line = one_line(serde_json::to_vec(self).unwrap_or_default());
+        let mut line = Vec::new();
+        // Strings and maps with strings as keys, into memory: nothing that fails.
+        let _ = self.serialize(&mut Serializer::with_formatter(&mut line, Ascii));
         line.push(b'\n');
         line.into()
     }
 }
 
-/// Escapes what ends a line for a client that takes all of Unicode's ends of lines for one, as the
-/// Python SDKs do: U+0085, U+2028 and U+2029. In JSON they can be in strings only.
-fn one_line(json: Vec<u8>) -> Vec<u8> {
-    const ENDS: [(&[u8], &[u8]); 3] = [
-        ("\u{85}".as_bytes(), b"\\u0085"),
-        ("\u{2028}".as_bytes(), b"\\u2028"),
-        ("\u{2029}".as_bytes(), b"\\u2029"),
-    ];
-    // The first bytes of the three: most lines have neither.
-    if memchr::memchr2(0xc2, 0xe2, &json).is_none() {
-        return json;
+/// JSON in ASCII, for two kinds of clients: some take all of Unicode's ends of lines for one (the Python
+/// SDKs), others decode each part of an answer for itself, and lose a character that is cut (the
+/// JavaScript SDK).
+struct Ascii;
+
+impl Formatter for Ascii {
+    fn write_string_fragment<W: ?Sized + Write>(
+        &mut self,
+        writer: &mut W,
+        fragment: &str,
+    ) -> io::Result<()> {
+        // Nearly always, and all of a picture.
+        if fragment.is_ascii() {
+            return writer.write_all(fragment.as_bytes());
+        }
+        let mut rest = fragment;
+        while let Some(at) = rest.find(|char: char| !char.is_ascii()) {
+            let (ascii, from) = rest.split_at(at);
+            writer.write_all(ascii.as_bytes())?;
+            let end = from.find(|char: char| char.is_ascii()).unwrap_or(from.len());
+            let (others, after) = from.split_at(end);
+            for unit in others.encode_utf16() {
+                write!(writer, "\\u{unit:04x}")?;
+            }
+            rest = after;
+        }
+        writer.write_all(rest.as_bytes())
     }
-    let mut escaped = Vec::with_capacity(json.len());
-    let mut rest = &json[..];
-    while let Some(at) = memchr::memchr2(0xc2, 0xe2, rest) {
-        let (before, from) = rest.split_at(at);
-        escaped.extend_from_slice(before);
-        let end = ENDS.iter().find(|(end, _)| from.starts_with(end));
-        let (read, written) = end.copied().unwrap_or((&from[..1], &from[..1]));
-        escaped.extend_from_slice(written);
-        rest = &from[read.len()..];
-    }
-    escaped.extend_from_slice(rest);
-    escaped
 }
 
 /// Keeps a connection alive on which nothing happens.
@@ -253,14 +263,15 @@ mod tests {
     }
 
     #[test]
-    fn nothing_ends_a_line_but_its_end() {
-        let said = "\u{2027}\u{2028}\u{2029}\u{85}\u{86}\u{b}\u{c}\u{1c}\u{e9}\r\n";
+    fn a_line_is_ascii_and_ends_at_its_end() {
+        let said = "\u{2027}\u{2028}\u{2029}\u{85}\u{b}\u{1c}\u{e9}\r\n\u{4e2d}a\u{1f41a}\u{7f}\"";
         let line = text(Event::Printed {
             stream: Stream::Stdout,
             text: said.to_owned(),
             at: Timestamp::now(),
         });
-        assert!(line.contains("\u{2027}\\u2028\\u2029\\u0085\u{86}"), "{line}");
+        let told = r#"\u2027\u2028\u2029\u0085\u000b\u001c\u00e9\r\n\u4e2da\ud83d\udc1a"#;
+        assert!(line.is_ascii() && line.contains(told), "{line}");
         let line: Value = serde_json::from_str(&line).unwrap();
         assert_eq!(line["text"], said);
     }

@@ -47,6 +47,12 @@ test('a line of the console is a message', async () => {
 })
 
 // Rules: INT-17
+test('no character is lost where an answer is cut into parts', async () => {
+  const execution = await sandbox.runCode("print('環礁é🐚' * 100_000)")
+  expect(execution.logs.stdout.join('')).toBe('環礁é🐚'.repeat(100_000) + '\n')
+})
+
+// Rules: INT-17
 test.each(Object.keys(latched))('output of %s is there while the cell runs', async (language) => {
   const path = `/tmp/heard-${language}`
   const execution = await sandbox.runCode(latched[language](path), {
