@@ -111,6 +111,8 @@ pub mod codes {
             "Run `atoll doctor`, then start again with RUST_LOG=atoll=debug.";
         1010 CERTIFICATE_UNUSABLE 500 None, "the TLS certificate cannot be used",
             "Give a certificate and its key, both in PEM form, with --tls-cert and --tls-key.";
+        1011 FILE_NOT_SAVED 500 None, "a file was not saved",
+            "Make room, or write to a directory that is yours.";
 
         // Requests.
         2001 INVALID_REQUEST 400 None, "the request is not valid",

@@ -131,7 +131,13 @@ impl Bench {
                 }
                 CellEvent::Ended => break,
                 CellEvent::Other => {}
-                other => return Err(failed("a cell that prints", format!("{other:?}"))),
+                CellEvent::Failed { name, value, .. } => {
+                    let why = terminal::harmless(&format!("{name}: {value}"));
+                    return Err(failed("a cell that prints", why));
+                }
+                CellEvent::Stderr { .. } | CellEvent::Shown(_) => {
+                    return Err(failed("a cell that prints", "it did something else, too"));
+                }
             }
         }
         running.finish().await?;
@@ -190,7 +196,7 @@ impl Report {
         ];
         self.push(Row::time("cell, from here", 1, Statistics::of_durations(outside)));
         let own = Row::time("cell, from inside", 1, Statistics::of(&inside.interpreter));
-        self.push(own.beside(peers).less(peers));
+        self.push(own.beside(peers).above(peers));
         for (name, statistics) in peers {
             self.push(Row::time(&format!("cell, by {name}"), 1, statistics));
         }

@@ -71,8 +71,8 @@ impl Row {
         self
     }
 
-    /// Says how much more it is than others, by name.
-    pub(crate) fn less(
+    /// Says by how much it is above others, by name.
+    pub(crate) fn above(
         mut self,
         others: impl IntoIterator<Item = (&'static str, Statistics)>,
     ) -> Self {
@@ -214,7 +214,7 @@ mod tests {
     fn a_time_is_given_as_a_difference_to_others() {
         let mut report = Report::new();
         let others = [("jupyter_client", Statistics::of(&[4.0]))];
-        report.push(Row::time("cell", 1, Statistics::of(&[3.0])).beside(others).less(others));
+        report.push(Row::time("cell", 1, Statistics::of(&[3.0])).beside(others).above(others));
         let value: serde_json::Value = serde_json::from_str(&report.json().unwrap()).unwrap();
         assert_eq!(value["rows"][0]["differences"], serde_json::json!({ "jupyter_client": -1.0 }));
         assert!(report.table().contains("0.75 times jupyter_client, -1.00 ms on jupyter_client"));

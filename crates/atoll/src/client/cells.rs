@@ -11,9 +11,9 @@ use crate::terminal;
 
 /// Where the code interpreter listens (in-sandbox contract, section B).
 const INTERPRETER_PORT: u16 = 49999;
-/// A line of its stream is an event, with whole pictures in it: the server sends results of at most
-/// 128 MiB.
-const MAX_LINE: usize = 160 << 20;
+/// A line of its stream is an event, with whole pictures in it: the server sends at most 128 MiB at once
+/// (`MAX_CONTENT` in `interpreter/src/kernel`), and little around it.
+const MAX_LINE: usize = 129 << 20;
 /// So much is read of what a sandbox answers instead of a stream, and said of its errors; bytes.
 const MAX_REFUSAL: usize = 4 << 10;
 
@@ -168,7 +168,8 @@ impl RunningCell {
             }
             self.seen = self.buffer.len();
             if self.seen > MAX_LINE {
-                return Err(unreachable("what comes from the sandbox is no stream of events"));
+                let fact = "what comes from the sandbox is no stream of events: a line has no end";
+                return Err(unreachable(fact));
             }
             match self.response.chunk().await.map_err(|error| broken(&error))? {
                 Some(bytes) => self.buffer.extend_from_slice(&bytes),
@@ -261,6 +262,17 @@ mod tests {
         let mut running = executed(Router::new().fallback(printed)).await.unwrap();
         assert!(matches!(running.next().await.unwrap(), CellEvent::Stdout { text } if text == "1"));
         assert!(of_cut_off(&running.next().await.unwrap_err()));
+    }
+
+    #[tokio::test]
+    async fn a_line_without_end_is_not_kept() {
+        let endless = || async {
+            let line = Bytes::from(vec![b' '; 1 << 20]);
+            Body::from_stream(stream::repeat_with(move || Ok::<_, Infallible>(line.clone())))
+        };
+        let mut running = executed(Router::new().fallback(endless)).await.unwrap();
+        assert!(of_cut_off(&running.next().await.unwrap_err()));
+        assert!(running.buffer.len() < 130 << 20, "{}", running.buffer.len());
     }
 
     #[test]

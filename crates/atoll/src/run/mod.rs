@@ -6,9 +6,10 @@
 mod pictures;
 
 use std::{
+    borrow::Cow,
     fs,
     future::Future,
-    io::{self, Read},
+    io::{self, IsTerminal, Read},
     path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
@@ -27,13 +28,16 @@ use crate::{
     client::{Cell, CellEvent, Client, Create, Shown},
     sandbox::{exec::write_all, pair},
     template::Shipped,
-    terminal, throwaway,
+    terminal::{self, Filter},
+    throwaway,
 };
 
 /// The template that has the interpreter.
 const SHIPPED: Shipped = Shipped::CodeInterpreter;
 /// A create that Ctrl-C interrupts is waited for this long, for what it makes to be ended.
 const CREATE_GRACE: Duration = Duration::from_secs(10);
+/// A terminal that takes nothing is left as it is.
+const TERMINAL_GRACE: Duration = Duration::from_secs(1);
 /// Languages by the extensions of their files.
 const LANGUAGES: [(&str, &str); 7] = [
     ("py", "python"),
@@ -78,13 +82,17 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
         return Ok(ExitCode::from(terminal::INTERRUPTED));
     };
     let cell = Cell { code, language };
+    let mut output = Output::new(pictures);
     let work = async {
+        let followed = follow(&client, &sandbox, &cell, &mut output);
         tokio::select! {
-            outcome = within(arguments.timeout, follow(&client, &sandbox, &cell, pictures)) => outcome,
+            outcome = within(arguments.timeout, followed) => outcome,
             _ = interrupts.recv() => Ok(ExitCode::from(terminal::INTERRUPTED)),
         }
     };
-    throwaway::with(&client, &sandbox, work).await
+    let outcome = throwaway::with(&client, &sandbox, work).await;
+    let _ = timeout(TERMINAL_GRACE, output.leave()).await;
+    outcome
 }
 
 fn language(arguments: &Arguments) -> Result<String> {
@@ -172,15 +180,14 @@ async fn follow(
     client: &Client,
     sandbox: &rest::Sandbox,
     cell: &Cell,
-    mut pictures: Pictures,
+    output: &mut Output,
 ) -> Result<ExitCode> {
     let mut running = client.execute(sandbox, cell).await?;
-    let mut output = Output { code: ExitCode::SUCCESS, at_start: true };
     loop {
         match running.next().await? {
             CellEvent::Stdout { text } => output.print(&text).await?,
-            CellEvent::Stderr { text } => write_all(&mut stderr(), text.as_bytes()).await?,
-            CellEvent::Shown(shown) => output.show(&shown, &mut pictures).await?,
+            CellEvent::Stderr { text } => output.complain(&text).await?,
+            CellEvent::Shown(shown) => output.show(&shown).await?,
             CellEvent::Failed { name, value, traceback } => {
                 output.code = ExitCode::FAILURE;
                 let text = if traceback.trim().is_empty() {
@@ -188,7 +195,7 @@ async fn follow(
                 } else {
                     traceback
                 };
-                note(text.trim_end()).await;
+                note(&Filter::plain().pass(text.trim_end())).await;
             }
             CellEvent::Ended => return Ok(output.code),
             CellEvent::Other => {}
@@ -202,24 +209,44 @@ async fn note(text: &str) {
     let _ = write_all(&mut stderr(), format!("{text}\n").as_bytes()).await;
 }
 
-/// What goes to this program's standard output, and how it ends.
+/// Where what the cell prints and shows goes, and how it ends.
 struct Output {
     code: ExitCode,
     /// Whether standard output is at the start of a line.
     at_start: bool,
+    /// Where a stream is a terminal. Others get what is printed as it is.
+    stdout: Option<Filter>,
+    stderr: Option<Filter>,
+    pictures: Pictures,
 }
 
 impl Output {
+    fn new(pictures: Pictures) -> Self {
+        let filter = |is_terminal: bool| is_terminal.then(Filter::for_output);
+        Self {
+            code: ExitCode::SUCCESS,
+            at_start: true,
+            stdout: filter(io::stdout().is_terminal()),
+            stderr: filter(io::stderr().is_terminal()),
+            pictures,
+        }
+    }
+
     async fn print(&mut self, text: &str) -> Result<()> {
+        let text = filtered(&mut self.stdout, text);
         if let Some(last) = text.as_bytes().last() {
             self.at_start = *last == b'\n';
         }
         write_all(&mut stdout(), text.as_bytes()).await
     }
 
-    /// Saves pictures, and prints what has none, as a notebook chooses.
-    async fn show(&mut self, shown: &Shown, pictures: &mut Pictures) -> Result<()> {
-        match pictures.save(shown) {
+    async fn complain(&mut self, text: &str) -> Result<()> {
+        write_all(&mut stderr(), filtered(&mut self.stderr, text).as_bytes()).await
+    }
+
+    /// Saves pictures and pages, and prints what is neither, as a notebook chooses.
+    async fn show(&mut self, shown: &Shown) -> Result<()> {
+        match self.pictures.save(shown) {
             Ok(files) if !files.is_empty() => {
                 for file in files {
                     note(&format!("Saved {}.", file.display())).await;
@@ -234,10 +261,30 @@ impl Output {
                 return Ok(());
             }
         }
-        let texts = [&shown.text, &shown.markdown, &shown.latex, &shown.html];
+        let texts = [&shown.text, &shown.markdown, &shown.latex];
         let Some(text) = texts.into_iter().flatten().next() else { return Ok(()) };
+        if let Some(filter) = &mut self.stdout {
+            filter.begin();
+        }
         let start = if self.at_start { "" } else { "\n" };
         self.print(&format!("{start}{}\n", text.trim_end_matches('\n'))).await
+    }
+
+    /// Takes back the colours that code which was stopped has left.
+    async fn leave(&mut self) {
+        if let Some(end) = self.stdout.as_mut().map(Filter::end) {
+            let _ = write_all(&mut stdout(), end.as_bytes()).await;
+        }
+        if let Some(end) = self.stderr.as_mut().map(Filter::end) {
+            let _ = write_all(&mut stderr(), end.as_bytes()).await;
+        }
+    }
+}
+
+fn filtered<'a>(filter: &mut Option<Filter>, text: &'a str) -> Cow<'a, str> {
+    match filter {
+        Some(filter) => filter.pass(text).into(),
+        None => text.into(),
     }
 }
 

@@ -1,4 +1,5 @@
-//! Pictures that code draws, in files beside it: `plot.py` draws `plot-1.png`, `plot-2.png` and so on.
+//! Pictures that code draws, in files beside it: `plot.py` draws `plot-1.png`, `plot-2.png` and so on. A
+//! page of HTML that nothing else stands for, as of an interactive figure, counts as one.
 
 use std::{
     borrow::Cow,
@@ -18,6 +19,8 @@ use crate::client::Shown;
 const STDIN_STEM: &str = "result";
 /// As many pictures of one cell are saved: one that draws in a loop is not to fill the disk.
 const MAX_PICTURES: usize = 1000;
+/// And so many bytes of them.
+const MAX_BYTES: usize = 1 << 30;
 /// As for any new file: less what the umask takes.
 const MODE: u32 = 0o666;
 
@@ -26,6 +29,8 @@ pub(super) struct Pictures {
     directory: PathBuf,
     stem: String,
     count: usize,
+    /// How many bytes more are saved; none once there was one too many.
+    room: Option<usize>,
 }
 
 impl Pictures {
@@ -36,6 +41,7 @@ impl Pictures {
             directory: file.parent().map(Path::to_owned).unwrap_or_default(),
             stem: stem.map_or_else(|| STDIN_STEM.to_owned(), |stem| stem.to_string_lossy().into()),
             count: 0,
+            room: Some(MAX_BYTES),
         }
     }
 
@@ -43,30 +49,35 @@ impl Pictures {
     /// of an earlier run are replaced.
     ///
     /// # Errors
-    /// When a file cannot be written, what comes is no base64, or with the first picture that is one too
-    /// many; those after it are passed over.
+    /// `FILE_NOT_SAVED` when a file cannot be written, what comes is no base64, or with the first picture
+    /// that is one too many; those after it are passed over.
     pub(super) fn save(&mut self, shown: &Shown) -> Result<Vec<PathBuf>> {
         // What is both is the same picture, and PNG loses nothing.
         let jpeg = shown.jpeg.as_ref().filter(|_| shown.png.is_none());
         let encoded = [("png", shown.png.as_ref()), ("jpeg", jpeg), ("pdf", shown.pdf.as_ref())];
-        if shown.svg.is_none() && encoded.iter().all(|(_, text)| text.is_none()) {
+        // To people, HTML is a page and no text; if it has one beside it, that is to be printed.
+        let html = shown.html.as_ref().filter(|_| !has_text(shown));
+        let plain = [("svg", shown.svg.as_ref()), ("html", html)];
+        if plain.iter().chain(&encoded).all(|(_, text)| text.is_none()) {
             return Ok(Vec::new());
         }
+        let Some(room) = self.room else { return Ok(Vec::new()) };
         self.count += 1;
-        if self.count > MAX_PICTURES {
-            // Said once.
-            return if self.count == MAX_PICTURES + 1 { Err(too_many()) } else { Ok(Vec::new()) };
-        }
         let mut pictures = Vec::new();
         for (format, text) in encoded {
             if let Some(text) = text {
-                pictures.push((format, decode(format, text)?));
+                pictures.push((format, Cow::Owned(decode(format, text)?)));
             }
         }
-        if let Some(svg) = &shown.svg {
-            pictures.push(("svg", svg.clone().into_bytes()));
+        for (format, text) in plain {
+            pictures.extend(text.map(|text| (format, Cow::Borrowed(text.as_bytes()))));
         }
-        let write = |(format, bytes): (&str, Vec<u8>)| {
+        let size = pictures.iter().map(|(_, bytes)| bytes.len()).sum();
+        self.room = room.checked_sub(size).filter(|_| self.count <= MAX_PICTURES);
+        if self.room.is_none() {
+            return Err(too_many());
+        }
+        let write = |(format, bytes): (&str, Cow<'_, [u8]>)| {
             let path = self.directory.join(format!("{}-{}.{format}", self.stem, self.count));
             replace(&path, &bytes).map(|()| path)
         };
@@ -74,9 +85,19 @@ impl Pictures {
     }
 }
 
+fn has_text(shown: &Shown) -> bool {
+    [&shown.text, &shown.markdown, &shown.latex].into_iter().any(Option::is_some)
+}
+
 fn too_many() -> Error {
-    let fact = format!("a cell's first {MAX_PICTURES} pictures are saved, and none of the others.");
-    Error::new(codes::BAD_OPTION, fact).with_fix("")
+    not_saved(format!(
+        "a cell's first {MAX_PICTURES} pictures are saved, up to {} GiB in all, and none after them.",
+        MAX_BYTES >> 30
+    ))
+}
+
+fn not_saved(fact: String) -> Error {
+    Error::new(codes::FILE_NOT_SAVED, fact).with_fix("")
 }
 
 fn decode(format: &str, text: &str) -> Result<Vec<u8>> {
@@ -84,10 +105,8 @@ fn decode(format: &str, text: &str) -> Result<Vec<u8>> {
     if text.contains(|character: char| character.is_ascii_whitespace()) {
         text.to_mut().retain(|character| !character.is_ascii_whitespace());
     }
-    STANDARD.decode(text.as_bytes()).map_err(|error| {
-        Error::new(codes::INTERNAL, format!("a {format} picture is not in base64: {error}."))
-            .with_fix("")
-    })
+    let decoded = STANDARD.decode(text.as_bytes());
+    decoded.map_err(|error| not_saved(format!("a {format} picture is not in base64: {error}.")))
 }
 
 /// Writes a file as a whole: one that was there is replaced, and so is a symbolic link, whose target
@@ -100,10 +119,8 @@ fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
         .tempfile_in(directory.unwrap_or(Path::new(".")))
         .and_then(|mut file| file.write_all(bytes).map(|()| file))
         .and_then(|file| file.persist(path).map_err(|error| error.error));
-    written.map(drop).map_err(|error| {
-        Error::new(codes::BAD_OPTION, format!("{} cannot be saved: {error}.", path.display()))
-            .with_fix("")
-    })
+    let failed = |error| not_saved(format!("{} cannot be saved: {error}.", path.display()));
+    written.map(drop).map_err(failed)
 }
 
 #[cfg(test)]
@@ -133,15 +150,48 @@ mod tests {
     }
 
     #[test]
+    fn html_is_saved_unless_a_text_stands_for_it() {
+        let scratch = tempfile::tempdir().unwrap();
+        let mut pictures = Pictures::beside(&scratch.path().join("plot.py"));
+        let figure = Shown { html: Some("<p>".to_owned()), ..Shown::default() };
+        let page = scratch.path().join("plot-1.html");
+        assert_eq!(pictures.save(&figure).unwrap(), std::slice::from_ref(&page));
+        assert_eq!(fs::read(page).unwrap(), b"<p>");
+        let table = Shown { text: Some("a  b".to_owned()), ..figure };
+        assert!(pictures.save(&table).unwrap().is_empty());
+        let both = Shown { text: None, png: png(b"a").png, ..table };
+        let names = ["plot-2.png", "plot-2.html"].map(|name| scratch.path().join(name));
+        assert_eq!(pictures.save(&both).unwrap(), names);
+        pictures.room = Some(2);
+        let error = pictures.save(&Shown { png: None, ..both }).unwrap_err();
+        assert_eq!(error.code, codes::FILE_NOT_SAVED);
+    }
+
+    #[test]
     fn pictures_without_end_are_not_saved() {
         let scratch = tempfile::tempdir().unwrap();
         let mut pictures = Pictures::beside(&scratch.path().join("plot.py"));
         pictures.count = MAX_PICTURES - 1;
         assert_eq!(pictures.save(&png(b"a")).unwrap(), [scratch.path().join("plot-1000.png")]);
         // Said once.
-        assert!(pictures.save(&png(b"a")).unwrap_err().message.contains("1000 pictures"));
+        let error = pictures.save(&png(b"a")).unwrap_err();
+        assert!(error.code == codes::FILE_NOT_SAVED && error.message.contains("1000 pictures"));
         assert!(pictures.save(&png(b"a")).unwrap().is_empty());
         assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn large_pictures_are_saved_while_there_is_room_for_all_of_them() {
+        let scratch = tempfile::tempdir().unwrap();
+        let mut pictures = Pictures::beside(&scratch.path().join("plot.py"));
+        pictures.room = Some(10);
+        let shown = Shown { svg: Some("<svg/>".to_owned()), ..png(b"four") };
+        assert_eq!(pictures.save(&shown).unwrap().len(), 2);
+        let error = pictures.save(&png(b"a")).unwrap_err();
+        assert!(error.code == codes::FILE_NOT_SAVED && error.message.contains("1 GiB"), "{error}");
+        // Said once.
+        assert!(pictures.save(&png(b"a")).unwrap().is_empty());
+        assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 2);
     }
 
     #[test]
@@ -153,7 +203,7 @@ mod tests {
     #[test]
     fn lines_in_base64_are_no_fault_and_other_things_are() {
         assert_eq!(decode("png", "YWJj\nZGVm\n").unwrap(), b"abcdef");
-        assert!(decode("png", "Y!").is_err());
+        assert_eq!(decode("png", "Y!").unwrap_err().code, codes::FILE_NOT_SAVED);
     }
 
     #[test]
@@ -172,6 +222,7 @@ mod tests {
     #[test]
     fn what_cannot_be_saved_is_said_by_name() {
         let error = replace(Path::new("/nonexistent/a-1.png"), b"").unwrap_err();
+        assert_eq!(error.code, codes::FILE_NOT_SAVED);
         assert!(error.to_string().contains("/nonexistent/a-1.png"), "{error}");
     }
 }

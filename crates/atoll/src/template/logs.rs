@@ -31,7 +31,7 @@ pub(super) async fn run(client: &Client, arguments: &Arguments) -> Result<ExitCo
         match (line.level >= least, arguments.view.json) {
             (false, _) => {}
             (true, true) => terminal::say(&serde_json::to_string(line).unwrap_or_default()),
-            (true, false) => submit::show(line, first),
+            (true, false) => submit::print_line(line, first),
         }
     };
     if arguments.view.follow {

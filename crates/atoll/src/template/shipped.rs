@@ -9,6 +9,7 @@ use std::{
 };
 
 use atoll_core::{Error, Result, error::codes};
+use atoll_storage::BuildManifest;
 use atoll_template::Progress as _;
 use atoll_wire::rest::{BuildStatus, TemplateBuild};
 use clap::ValueEnum;
@@ -16,7 +17,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     build, seconds,
-    submit::{self, Order, Shown, Target},
+    submit::{self, News, Order, Target},
 };
 use crate::{
     client::Client,
@@ -28,6 +29,8 @@ use crate::{
 /// A tag that says of which recipe a build is, and how many digits of its digest that has.
 const RECIPE_TAG: &str = "recipe-";
 const RECIPE_DIGITS: usize = 16;
+/// What a build's recipe tag has behind it, as another tag, if it was made where memory is kept.
+const MEMORY_SUFFIX: &str = "-memory";
 const DEFAULT_TAG: &str = "default";
 /// What these are built on.
 const BASE: &str = "base";
@@ -35,6 +38,8 @@ const BASE: &str = "base";
 const FINALIZE: &str = "finalize";
 /// What of a build's progress is steps of the recipe.
 const STEPS_SHARE: f32 = 0.95;
+/// Why a build is made that there is.
+const COLD: &str = "again: memory can be kept now, so its programs need not start in each sandbox";
 /// Words of a command that progress shows.
 const SHOWN_WORDS: usize = 3;
 
@@ -126,11 +131,12 @@ impl Shipped {
         Ok(scratch)
     }
 
-    async fn order(self, directory: &Path, tag: String) -> Result<Order> {
+    /// The build of its recipe, with these tags beside the default one.
+    async fn order(self, directory: &Path, tags: Vec<String>) -> Result<Order> {
         let (cpu, memory) = self.size();
         let target = Target {
             name: self.alias().to_owned(),
-            tag: vec![DEFAULT_TAG.to_owned(), tag],
+            tag: [vec![DEFAULT_TAG.to_owned()], tags].concat(),
             cpu: Some(cpu),
             memory: Some(memory),
             start: None,
@@ -138,35 +144,7 @@ impl Shipped {
         };
         build::order(build::Arguments::of(directory, target)).await
     }
-}
 
-#[derive(clap::Args)]
-pub(crate) struct Arguments {
-    /// Which.
-    #[arg(required = true, value_name = "TEMPLATE")]
-    templates: Vec<Shipped>,
-}
-
-pub(super) async fn run(client: &Client, arguments: &Arguments) -> Result<ExitCode> {
-    for &shipped in &arguments.templates {
-        let started = Instant::now();
-        let alias = shipped.alias();
-        let Some(tag) = missing(client, shipped).await? else {
-            terminal::say(&format!("{alias} is up to date: its recipe has not changed."));
-            continue;
-        };
-        let scratch = shipped.unpack().map_err(|error| no_scratch(&error))?;
-        let order = shipped.order(scratch.path(), tag.clone()).await?;
-        if submit::run_to_end(client, &order).await?.is_none() {
-            return Ok(ExitCode::from(terminal::INTERRUPTED));
-        }
-        publish(client, shipped, &tag).await?;
-        terminal::say(&shipped.success(started.elapsed()));
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-impl Shipped {
     fn success(self, elapsed: Duration) -> String {
         let (alias, elapsed) = (self.alias(), seconds(elapsed));
         let (module, create, last) = match self {
@@ -185,17 +163,47 @@ impl Shipped {
     }
 }
 
-/// Builds it unless it is there as its recipe has it, and shows how that goes on `progress`.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Which.
+    #[arg(required = true, value_name = "TEMPLATE")]
+    templates: Vec<Shipped>,
+}
+
+pub(super) async fn run(client: &Client, arguments: &Arguments) -> Result<ExitCode> {
+    for &shipped in &arguments.templates {
+        let started = Instant::now();
+        let alias = shipped.alias();
+        let Some(wanted) = prepare(client, shipped, None).await? else {
+            terminal::say(&format!("{alias} is up to date: its recipe has not changed."));
+            continue;
+        };
+        if submit::run_to_end(client, &wanted.order).await?.is_none() {
+            return Ok(ExitCode::from(terminal::INTERRUPTED));
+        }
+        publish(client, shipped, &wanted.missing.tag).await?;
+        terminal::say(&shipped.success(started.elapsed()));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Builds it unless it is there as its recipe has it, and shows how that goes on `progress`. `keeper` is
+/// the node's storage if the node keeps memory now: a build that does not have it is then made again.
 ///
 /// # Errors
 /// Those of the API and of the build.
-pub(crate) async fn ensure(client: &Client, shipped: Shipped, progress: &Progress) -> Result<()> {
-    let Some(tag) = missing(client, shipped).await? else { return Ok(()) };
-    let scratch = shipped.unpack().map_err(|error| no_scratch(&error))?;
-    let order = shipped.order(scratch.path(), tag.clone()).await?;
-    progress.step(0.0, "beginning");
-    let mut show = |shown: Shown<'_>| {
-        let Shown::Line(line) = shown else { return };
+pub(crate) async fn ensure(
+    client: &Client,
+    shipped: Shipped,
+    keeper: Option<&atoll_storage::Handle>,
+    progress: &Progress,
+) -> Result<()> {
+    let Some(Wanted { missing, order, _files }) = prepare(client, shipped, keeper).await? else {
+        return Ok(());
+    };
+    progress.step(0.0, if missing.is_cold { COLD } else { "beginning" });
+    let mut show = |news: News<'_>| {
+        let News::Line(line) = news else { return };
         progress.line(&line.message);
         if let Some((fraction, what)) = line.step.as_deref().and_then(|step| place(&order, step)) {
             progress.step(fraction, &what);
@@ -203,7 +211,43 @@ pub(crate) async fn ensure(client: &Client, shipped: Shipped, progress: &Progres
     };
     let build = client.register(&order.registration).await?;
     submit::perform(client, &build, &order, &mut show).await?;
-    publish(client, shipped, &tag).await
+    publish(client, shipped, &missing.tag).await
+}
+
+/// A build that is to be made.
+struct Wanted {
+    missing: Missing,
+    order: Order,
+    /// What the order sends.
+    _files: Scratch,
+}
+
+/// Why a build is to be made.
+struct Missing {
+    /// What says of which recipe it is.
+    tag: String,
+    /// Only because there is one without memory, where memory can be kept.
+    is_cold: bool,
+}
+
+/// What is to be built; none if there is nothing to do. `keeper` as in [`ensure`].
+async fn prepare(
+    client: &Client,
+    shipped: Shipped,
+    keeper: Option<&atoll_storage::Handle>,
+) -> Result<Option<Wanted>> {
+    let Some(missing) = missing(client, shipped, keeper).await? else { return Ok(None) };
+    let files = shipped.unpack().map_err(|error| no_scratch(&error))?;
+    let mut tags = vec![missing.tag.clone()];
+    tags.extend(keeper.map(|_| with_memory(&missing.tag)));
+    let order = shipped.order(files.path(), tags).await?;
+    Ok(Some(Wanted { missing, order, _files: files }))
+}
+
+/// The tag of a build that was made where memory is kept. It need not have any: whatever kept it from
+/// that would do so again.
+fn with_memory(tag: &str) -> String {
+    format!("{tag}{MEMORY_SUFFIX}")
 }
 
 /// How far a build is that does this step, and what that is.
@@ -218,11 +262,16 @@ fn place(order: &Order, step: &str) -> Option<(f32, String)> {
     Some((STEPS_SHARE * (number - 1) as f32 / steps.len() as f32, what))
 }
 
-/// The tag that a build is to have; none if the deployment has one of the current recipe, for all.
+/// Why a build is to be made; none if the deployment has one of the current recipe, for all. `keeper` as
+/// in [`ensure`].
 ///
 /// # Errors
-/// `FORBIDDEN` if the name is that of another team's template; those of the API.
-async fn missing(client: &Client, shipped: Shipped) -> Result<Option<String>> {
+/// `FORBIDDEN` if the name is that of another team's template; those of the API and of the storage.
+async fn missing(
+    client: &Client,
+    shipped: Shipped,
+    keeper: Option<&atoll_storage::Handle>,
+) -> Result<Option<Missing>> {
     let alias = shipped.alias();
     let base = client
         .templates()
@@ -231,7 +280,7 @@ async fn missing(client: &Client, shipped: Shipped) -> Result<Option<String>> {
         .find(|template| template.aliases.iter().any(|alias| alias == BASE));
     let tag = shipped.recipe_tag(&base.map(|base| base.build_id).unwrap_or_default());
     let known = match client.template_named(alias).await {
-        Err(error) if error.code.status == 404 => return Ok(Some(tag)),
+        Err(error) if error.code.status == 404 => return Ok(Some(Missing { tag, is_cold: false })),
         known => known?,
     };
     let tags = match client.tags(&known.template_id).await {
@@ -240,17 +289,28 @@ async fn missing(client: &Client, shipped: Shipped) -> Result<Option<String>> {
     };
     let build = |name: &str| tags.iter().find(|tag| tag.tag == name).map(|tag| &tag.build_id);
     let Some(current) = build(DEFAULT_TAG).filter(|current| build(&tag) == Some(current)) else {
-        return Ok(Some(tag));
+        return Ok(Some(Missing { tag, is_cold: false }));
     };
     let builds = client.builds(&known.template_id).await?;
     let is_current = |build: &TemplateBuild| build.build_id == *current;
     if !builds.iter().any(|build| is_current(build) && build.status == BuildStatus::Ready) {
-        return Ok(Some(tag));
+        return Ok(Some(Missing { tag, is_cold: false }));
+    }
+    if let Some(storage) = keeper
+        && build(&with_memory(&tag)) != Some(current)
+        && storage.build(current).await?.is_some_and(|manifest| is_cold(&manifest))
+    {
+        return Ok(Some(Missing { tag, is_cold: true }));
     }
     if !known.public {
         client.publish_template(alias).await?;
     }
     Ok(None)
+}
+
+/// Whether its programs are started anew in each sandbox.
+fn is_cold(build: &BuildManifest) -> bool {
+    build.start.is_some() && build.snapshot.is_none()
 }
 
 /// What is there under the name need not be what is shipped, and cannot be looked into.
@@ -269,8 +329,9 @@ fn foreign(alias: &str) -> Error {
 async fn publish(client: &Client, shipped: Shipped, tag: &str) -> Result<()> {
     let alias = shipped.alias();
     client.publish_template(alias).await?;
+    let is_old = |old: &String| old.starts_with(RECIPE_TAG) && !old.starts_with(tag);
     let tags = client.tags(alias).await?.into_iter().map(|tag| tag.tag);
-    let old: Vec<String> = tags.filter(|old| old.starts_with(RECIPE_TAG) && old != tag).collect();
+    let old: Vec<String> = tags.filter(is_old).collect();
     if old.is_empty() { Ok(()) } else { client.remove_tags(alias, &old).await }
 }
 
@@ -304,7 +365,7 @@ mod tests {
     async fn recipes_can_be_built() {
         for shipped in Shipped::value_variants() {
             let scratch = shipped.unpack().unwrap();
-            let order = shipped.order(scratch.path(), "recipe-1".to_owned()).await.unwrap();
+            let order = shipped.order(scratch.path(), vec!["recipe-1".to_owned()]).await.unwrap();
             assert_eq!(order.registration.name, shipped.alias());
             assert_eq!(order.registration.tags, ["default", "recipe-1"]);
             assert_eq!(order.plan.from_image.as_deref(), Some("e2bdev/base"));
@@ -330,6 +391,7 @@ mod tests {
         for tag in tags {
             // A tag may look like no build's id.
             assert!(tag.len() < 32 && tag.starts_with(RECIPE_TAG), "{tag}");
+            assert!(with_memory(&tag).len() < 32 && with_memory(&tag).starts_with(&tag));
         }
     }
 }

@@ -20,7 +20,7 @@ use tokio_util::io::ReaderStream;
 use super::{build::blocking, bytes, context::Context, import::unusable, seconds};
 use crate::{
     client::{Client, Plan, Registration},
-    terminal,
+    terminal::{self, Filter},
 };
 
 /// How often a build is asked how far it is: as often as the SDKs do.
@@ -86,8 +86,8 @@ impl Upload {
     }
 }
 
-/// Something of a build to show.
-pub(super) enum Shown<'a> {
+/// What happens to a build, to be shown.
+pub(super) enum News<'a> {
     /// What is uploaded, and its bytes.
     Upload(&'a str, u64),
     /// A line of its log, whatever its level.
@@ -112,16 +112,16 @@ pub(super) async fn run_to_end(
     let build = client.register(&order.registration).await?;
     terminal::say(&format!("Build {} of {}", build.build_id, order.registration.name));
     let mut first = None;
-    let mut show = |shown: Shown<'_>| match shown {
-        Shown::Upload(what, length) => {
+    let mut show = |news: News<'_>| match news {
+        News::Upload(what, length) => {
             terminal::say(&format!("Uploading {what}, {}", bytes(length)));
         }
-        Shown::Line(line) => {
+        News::Line(line) => {
             // Why it failed is said at the end, with what to do.
             let is_reason =
                 line.level == LogLevel::Error && line.message.starts_with("Build failed: ");
             if line.level >= LogLevel::Info && !is_reason {
-                self::show(line, *first.get_or_insert(line.timestamp));
+                print_line(line, *first.get_or_insert(line.timestamp));
             }
         }
     };
@@ -143,7 +143,7 @@ pub(super) async fn perform(
     client: &Client,
     build: &RegisteredTemplate,
     order: &Order,
-    show: &mut (impl FnMut(Shown<'_>) + Send),
+    show: &mut (impl FnMut(News<'_>) + Send),
 ) -> Result<()> {
     let ended = match start_and_follow(client, build, order, show).await {
         Ok(ended) => ended,
@@ -165,7 +165,7 @@ async fn start_and_follow(
     client: &Client,
     build: &RegisteredTemplate,
     order: &Order,
-    show: &mut (impl FnMut(Shown<'_>) + Send),
+    show: &mut (impl FnMut(News<'_>) + Send),
 ) -> Result<TemplateBuildInfo> {
     let hashes = order.plan.steps.iter().filter_map(|step| step.files_hash.as_ref());
     for hash in hashes.chain(&order.plan.from_archive) {
@@ -174,7 +174,7 @@ async fn start_and_follow(
         }
     }
     client.start_build(&build.template_id, &build.build_id, &order.plan).await?;
-    let show = |line: &BuildLogEntry| show(Shown::Line(line));
+    let show = |line: &BuildLogEntry| show(News::Line(line));
     follow(client, &build.template_id, &build.build_id, PAUSE, show).await
 }
 
@@ -184,7 +184,7 @@ async fn send(
     build: &RegisteredTemplate,
     hash: &str,
     upload: &Upload,
-    show: &mut (impl FnMut(Shown<'_>) + Send),
+    show: &mut (impl FnMut(News<'_>) + Send),
 ) -> Result<()> {
     let files = client.files(&build.template_id, hash).await?;
     if files.present {
@@ -195,7 +195,7 @@ async fn send(
     let unreadable =
         |error| Error::new(codes::INTERNAL, format!("{}: {error}.", upload.describe()));
     let length = file.metadata().map_err(unreadable)?.len();
-    show(Shown::Upload(&upload.describe(), length));
+    show(News::Upload(&upload.describe(), length));
     let content = ReaderStream::with_capacity(tokio::fs::File::from_std(file), UPLOAD_CHUNK);
     client.upload(&files.url, length, content).await
 }
@@ -223,26 +223,18 @@ pub(crate) async fn follow(
     }
 }
 
-/// Shows a line with the time since the first.
-pub(super) fn show(line: &BuildLogEntry, first: Timestamp) {
+/// Prints a line with the time since the first.
+pub(super) fn print_line(line: &BuildLogEntry, first: Timestamp) {
     let elapsed = line.timestamp.duration_since(first).as_secs_f64();
     for text in line.message.lines() {
-        terminal::say(&format!("{elapsed:>7.1}s  {}", terminal::harmless(&plain(text))));
+        terminal::say(&format!("{elapsed:>7.1}s  {}", plain(text)));
     }
 }
 
 /// A line as a terminal would leave it: without colours, and what is behind the last return.
 fn plain(line: &str) -> String {
     let line = line.trim_end_matches('\r');
-    let mut rest = line.rsplit('\r').next().unwrap_or(line);
-    let mut text = String::new();
-    while let Some((before, sequence)) = rest.split_once("\u{1b}[") {
-        text.push_str(before);
-        // It ends with the first letter or one of a few signs.
-        let end = sequence.find(|character| ('@'..='~').contains(&character));
-        rest = end.map_or("", |end| &sequence[end + 1..]);
-    }
-    text + rest
+    Filter::plain().pass(line.rsplit('\r').next().unwrap_or(line))
 }
 
 /// Stops a build that Ctrl-C was pressed for; pressing it again does not wait.
@@ -382,7 +374,7 @@ mod tests {
             ("\u{1b}[1;32mok\u{1b}[0m done", "ok done"),
             (" 10%\r 50%\r100%\r", "100%"),
             ("a\u{1b}[", "a"),
-            ("\u{1b}]0;title", "\u{1b}]0;title"),
+            ("\u{1b}]0;title\u{7}b", "b"),
         ] {
             assert_eq!(plain(line), expected);
         }

@@ -46,7 +46,7 @@ const STOP_LIMIT: Duration = Duration::from_secs(20);
 /// Signals this close together count as one.
 const SAME_WISH: Duration = Duration::from_secs(1);
 
-/// Of why a template was not built.
+/// Of the reason why a template was not built, at most so much is said.
 const SHOWN_CHARACTERS: usize = 100;
 
 /// What a deployment is called unless it is told: a name that leads to this machine everywhere. It
@@ -159,7 +159,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
         outcome = async {
             stack.start(&settings, identity, listeners).await?;
             let times = self_check::run(&environment).await?;
-            add_templates(&environment, &arguments.with).await;
+            add_templates(&environment, &arguments.with, stack.keeper()).await;
             environment.write(&directory)?;
             let elapsed = started.elapsed();
             let names = names::resolve(environment.domain.name()).await.is_some();
@@ -233,27 +233,33 @@ fn ca_bundle(choice: &str) -> CaBundle {
 }
 
 /// Builds what is asked for, as `atoll template add` does. What fails keeps nobody from using the rest.
-async fn add_templates(environment: &Environment, wanted: &[Shipped]) {
+/// `keeper` is the storage if memory is kept.
+async fn add_templates(
+    environment: &Environment,
+    wanted: &[Shipped],
+    keeper: Option<atoll_storage::Handle>,
+) {
     let client = Client::of(environment);
     for &shipped in wanted {
         let title = format!("Building the template {} (once)", shipped.alias());
         let progress = terminal::Progress::new(title);
-        let added = template::ensure_shipped(&client, shipped, &progress).await;
+        let added = template::ensure_shipped(&client, shipped, keeper.as_ref(), &progress).await;
         progress.finish();
         if let Err(error) = added {
-            let mut why: String = error.message.lines().next().unwrap_or_default().to_owned();
-            if let Some((end, _)) = why.char_indices().nth(SHOWN_CHARACTERS) {
-                why.replace_range(end.., "…");
-            }
-            terminal::fail(&format!(
-                "{}: the template {} was not built: {}; `{}` tries again and shows all.",
-                error.code,
-                shipped.alias(),
-                why.trim_end_matches(['.', ':']),
-                shipped.command(),
-            ));
+            terminal::fail(&not_built(shipped, &error).to_string());
         }
     }
+}
+
+/// Why a template was not built, in one line.
+fn not_built(shipped: Shipped, error: &Error) -> Error {
+    let line = error.message.lines().next().unwrap_or_default();
+    let why = match line.char_indices().nth(SHOWN_CHARACTERS) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => format!("{}.", line.trim_end_matches(['.', ':'])),
+    };
+    Error::new(error.code, format!("the template {} was not built: {why}", shipped.alias()))
+        .with_fix(format!("`{}` tries again and shows all.", shipped.command()))
 }
 
 fn announce(
@@ -360,6 +366,19 @@ impl StopSignals {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn why_a_template_was_not_built_is_one_short_line() {
+        let said = |message: &str| {
+            not_built(Shipped::Httpbin, &Error::new(codes::STEP_FAILED, message)).to_string()
+        };
+        assert_eq!(
+            said("step 2 of 5: RUN make:\nno rule."),
+            "ATL-5005: the template httpbin was not built: step 2 of 5: RUN make. \
+             `atoll template add httpbin` tries again and shows all."
+        );
+        assert!(said(&"é".repeat(101)).contains(&format!(": {}… `atoll", "é".repeat(100))));
+    }
 
     #[test]
     fn registries_are_hosts() {

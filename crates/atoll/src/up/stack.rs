@@ -14,7 +14,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use atoll_core::{Error, Result, error::codes};
+use atoll_core::{Error, Result, error::codes, lifecycle::Kept};
 use atoll_front::Identity;
 use atoll_isolation::{
     Driver, Place,
@@ -291,6 +291,12 @@ impl Stack {
     /// What a pause keeps here, in plain words.
     pub(crate) fn memory(&self) -> &str {
         &self.memory
+    }
+
+    /// The storage of what templates keep, if that is memory too.
+    pub(crate) fn keeper(&self) -> Option<atoll_storage::Handle> {
+        let keeps = self.driver.as_ref().is_some_and(|driver| driver.memory() == Kept::Checkpoint);
+        self.storage.running.as_ref().filter(|_| keeps).map(atoll_storage::Service::handle)
     }
 
     /// What becomes of the sandboxes there are when it stops, in plain words.

@@ -1,4 +1,6 @@
-//! What people see: messages, progress, logs.
+//! What people see: messages, progress, logs; and, through a [`Filter`], what sandboxes print.
+
+mod filter;
 
 use std::{
     io::{IsTerminal, Write},
@@ -8,6 +10,8 @@ use std::{
 
 use indicatif::{ProgressBar, ProgressStyle};
 use tracing_subscriber::EnvFilter;
+
+pub(crate) use self::filter::Filter;
 
 /// What a shell reports for a program that Ctrl-C ended.
 pub(crate) const INTERRUPTED: u8 = 130;
@@ -39,7 +43,7 @@ pub(crate) fn fail(text: &str) {
     let _ = writeln!(std::io::stderr(), "atoll: {text}");
 }
 
-/// Text that a sandbox may have written, with what could steer the terminal made visible.
+/// A line that a sandbox may have written, with what could steer the terminal made visible.
 pub(crate) fn harmless(text: &str) -> String {
     let printable = |character: char| {
         let escaped = character.is_control().then(|| character.escape_default());
