@@ -29,7 +29,8 @@ MODULES = """
     PIL.Image PIL.ImageDraw PIL.ImageFilter PIL.ImageFont cv2 skimage.filters skimage.io
     skimage.measure skimage.transform
     requests httpx aiohttp bs4 lxml.etree lxml.html openpyxl xlsxwriter docx pypdf yaml jinja2
-    sqlalchemy sqlalchemy.orm sqlite3 tabulate tqdm
+    sqlalchemy sqlalchemy.orm sqlite3 tabulate tqdm nest_asyncio pytest pytz rich.console
+    rich.table xlrd
     asyncio concurrent.futures csv dataclasses email http.server json multiprocessing unittest
     urllib.request venv xml.etree.ElementTree zipfile
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
 import contextlib
 import importlib
 import json
@@ -10,8 +11,13 @@ import os
 import signal
 import socket
 import subprocess
+import sys
+import traceback
+import warnings
 
 import IPython
+
+from .imports import when_imported
 
 # How long the commands of a shell line that was interrupted have before they are killed.
 GRACE_SECONDS = 2.0
@@ -39,7 +45,11 @@ def configure(shell) -> None:
     if hasattr(shell.history_manager, "outputs"):
         shell.history_manager.outputs = Forgetful()
     _pack_anything(shell.kernel.session)
+    _tell_of_groups(shell)
     _wake_for_signals()
+    # Without widgets, tqdm draws its bars as text.
+    warnings.filterwarnings("ignore", message="IProgress not found")
+    when_imported("tqdm.notebook", _draw_bars_as_text)
     shell.set_hook("show_in_pager", _show, 0)
 
 
@@ -61,6 +71,41 @@ def _wake_for_signals() -> None:
     loop.add_reader(reader, drain)
     signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     _open.extend((reader, writer))
+
+
+def _tell_of_groups(shell) -> None:
+    """Of an error that is a group, or came while one was handled, IPython only prints the
+    traceback, and tells none."""
+    show = shell.showtraceback
+
+    def show_also_groups(exc_tuple=None, *args, **options) -> None:
+        error = exc_tuple[1] if exc_tuple else sys.exc_info()[1]
+        if not _has_group(error):
+            show(exc_tuple, *args, **options)
+            return
+        # The first frame is IPython's own.
+        frames = error.__traceback__ and error.__traceback__.tb_next
+        lines = "".join(traceback.format_exception(type(error), error, frames)).splitlines()
+        shell._showtraceback(type(error), error, lines)
+
+    shell.showtraceback = show_also_groups
+
+
+def _has_group(error) -> bool:
+    # Python 3.10 has none.
+    group = getattr(builtins, "BaseExceptionGroup", ())
+    while error is not None and not isinstance(error, group):
+        error = error.__context__
+    return error is not None
+
+
+def _draw_bars_as_text(notebook) -> None:
+    """Has tqdm's bars for notebooks be those for terminals, unless there are widgets."""
+    from tqdm import std
+
+    if notebook.IProgress is None:
+        notebook.tqdm = notebook.tqdm_notebook = std.tqdm
+        notebook.trange = notebook.tnrange = std.trange
 
 
 def _pack_anything(session) -> None:

@@ -35,8 +35,10 @@ class Axis:
             "_SwitchableDateConverter",
             "DatetimeConverter",
         )
-        # pandas plots regular times as numbers of days, months or whatever they are apart.
-        self._freq = getattr(axis.axes, "freq", None) if axis.axis_name == "x" else None
+        # pandas plots regular times as numbers of days, months or whatever they are apart, but
+        # lengths of time as they are.
+        is_length = type(axis.get_major_formatter()).__name__ == "TimeSeries_TimedeltaFormatter"
+        self._freq = None if is_length else getattr(axis, "freq", None)
         units = axis.units if kind == "StrCategoryConverter" else None
         mapping = getattr(units, "_mapping", {})
         self._categories = {position: name for name, position in mapping.items()}
@@ -75,7 +77,7 @@ class Axis:
         if self._is_dated and not _is_moment(position):
             return self._moment(position)
         if self._freq is not None and hasattr(position, "__int__"):
-            position = sys.modules["pandas"].Period(ordinal=int(position), freq=self._freq)
+            position = sys.modules["pandas"].Period(ordinal=round(position), freq=self._freq)
         if self._categories and not isinstance(position, str):
             return self._category(position)
         if isinstance(position, datetime.date) and not isinstance(position, datetime.datetime):

@@ -17,10 +17,8 @@ def extract(axes, x, y, names: Names, limit):
     if not boxes:
         return None
     limit.spend(sum(len(line.get_xdata(orig=False)) for line in lines))
-    segments = [line for line in lines if len(line.get_xdata(orig=False)) == 2]
-    points = [line for line in lines if line.get_linestyle() in ("None", "none", " ", "")]
     for upright in (True, False):
-        found = [_box(box, segments, points, upright) for box in boxes]
+        found = [_box(box, lines, upright) for box in boxes]
         if all(found):
             axis = x if upright else y
             return "box_and_whisker", [_element(box, axis) for box in sorted(found, key=_middle)]
@@ -53,7 +51,7 @@ def _middle(box: dict) -> float:
     return box["place"]
 
 
-def _box(box, segments: list, points: list, upright: bool) -> dict | None:
+def _box(box, lines: list, upright: bool) -> dict | None:
     """What belongs to a box, if boxes stand (or lie) and it is one: two whiskers begin at its
     ends."""
     across, along = _columns(box, upright)
@@ -64,35 +62,45 @@ def _box(box, segments: list, points: list, upright: bool) -> dict | None:
     near = 1e-6 * max(right - left, 1e-12)
     whiskers: list = []
     medians: list = []
-    for segment in segments:
-        (first, second), (start, end) = _columns(segment, upright)
+    for number, line in enumerate(lines):
+        columns = _columns(line, upright)
+        if len(columns[0]) != 2:
+            continue
+        (first, second), (start, end) = columns
         if abs(first - second) <= near:
             if abs(first - place) <= near and (start in (low, high)):
                 whiskers.append((start, end))
         elif start == end and low <= start <= high:
             width = abs(second - first)
             if abs((first + second) / 2 - place) <= near and width <= right - left + near:
-                medians.append((start, round(width, 9)))
+                medians.append((line.get_zorder(), round(width, 9), -number))
     if len(whiskers) < 2 or not medians:
         return None
-    # Caps of whiskers without length are narrower, and a line for the mean is drawn later.
-    median, _ = max(medians, key=lambda found: (found[1], low < found[0] < high))
+    # Caps of whiskers without length lie below it, and a line for the mean is drawn later.
+    number = -max(medians)[-1]
+    median = _columns(lines[number], upright)[1][0]
     # The lower whisker is drawn before the upper one.
     ends = [end for _, end in whiskers[:2]]
+    least, most = min(*ends, low), max(*ends, high)
+    beyond = _fliers(lines[number], lines[number + 1 :], place, near, upright)
     return {
         "place": float(place),
-        "values": (min(*ends, low), low, median, high, max(*ends, high)),
-        "outliers": _outliers(points, place, near, upright),
+        "values": (least, low, median, high, most),
+        "outliers": [value for value in beyond if not least <= value <= most],
     }
 
 
-def _outliers(points: list, place, near, upright: bool) -> list:
-    found = []
-    for line in points:
-        across, along = _columns(line, upright)
-        if len(across) and all(abs(position - place) <= near for position in across):
-            found += [float(value) for value in along]
-    return found
+def _fliers(median, after: list, place, near, upright: bool) -> list:
+    """The points drawn next after the median. Only the mean comes between them, which lies above
+    them as the median does: what is drawn later was put there by somebody else."""
+    for line in after:
+        if line.get_zorder() < median.get_zorder():
+            across, along = _columns(line, upright)
+            is_marked = line.get_linestyle() in ("None", "none", " ", "")
+            if is_marked and all(abs(position - place) <= near for position in across):
+                return [float(value) for value in along]
+            return []
+    return []
 
 
 def _element(box: dict, axis) -> dict:

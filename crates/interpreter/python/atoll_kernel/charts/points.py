@@ -27,6 +27,13 @@ def extract(axes, x, y, names: Names, limit):
     return ("scatter" if clouds else "line"), series
 
 
+def has_series(axes) -> bool:
+    """Whether there is a line or a scatter plot."""
+    return any(_is_series(line, axes) for line in axes.lines) or any(
+        _is_cloud(collection, axes) for collection in axes.collections
+    )
+
+
 def is_data(artist, axes) -> bool:
     """Whether it is seen, and at positions of both axes: a line across the whole width is not."""
     return artist.get_visible() and all(
@@ -66,15 +73,17 @@ def _line(line, label, x, y, names: Names, limit, number: int) -> list[dict]:
     for axis, get in ((x, line.get_xdata), (y, line.get_ydata)):
         placed, given = get(orig=False), get(orig=True)
         # What was given says more than where it was put: its time zone, its category.
-        values = given if _is_column(given) and len(given) == len(placed) else placed
+        values = given if _says_more(given) and len(given) == len(placed) else placed
         columns.append(axis.values(values))
     label = names.of(label or line.get_label(), line, f"Line {number}")
     return [{"label": label, "points": [list(point) for point in zip(*columns)]}]
 
 
-def _is_column(values) -> bool:
-    """Whether it can be gone through one by one, and is no table."""
-    return hasattr(values, "__len__") and getattr(values, "ndim", 1) == 1
+def _says_more(values) -> bool:
+    """Whether it can be gone through one by one: is no table, and no lengths of time, of which
+    matplotlib makes numbers without a converter."""
+    is_column = hasattr(values, "__len__") and getattr(values, "ndim", 1) == 1
+    return is_column and getattr(getattr(values, "dtype", None), "kind", None) != "m"
 
 
 def _cloud(cloud, x, y, names: Names, limit, number: int) -> list[dict]:
