@@ -8,8 +8,8 @@ const { Session } = require('node:inspector');
 const { Socket } = require('node:net');
 const { parentPort } = require('node:worker_threads');
 
-const { placer } = require('./place.js');
 const { prepare } = require('./source.js');
+const { explain } = require('./unreadable.js');
 
 const COMMANDS = 3;
 const HEARS_WITHIN = 100; // milliseconds
@@ -65,19 +65,11 @@ function run({ number, code, typescript, hidden }) {
     const { result, exceptionDetails } = answer;
     if (!exceptionDetails) tell('returned', cell, same(result));
     else if (result.className === 'SyntaxError' && exceptionDetails.scriptId) {
-      const place = placer(head, map);
-      const { lineNumber, columnNumber } = exceptionDetails;
-      fail('SyntaxError', ...unreadable(result, name, place(lineNumber + 1, columnNumber + 1), code));
+      const message = result.description.split('\n', 1)[0].replace(/^SyntaxError: /, '');
+      fail('SyntaxError', ...explain(message, exceptionDetails, source, { name, code, typescript }));
     } else tell('threw', cell, same(result));
     if (result.objectId) session.post('Runtime.releaseObject', { objectId: result.objectId });
   });
-}
-
-// Of code that cannot be read: the message, and it with the place, as Node shows it.
-function unreadable({ description }, name, { line, column }, code) {
-  const [first] = description.split('\n');
-  const marked = `${code.split('\n')[line - 1] ?? ''}\n${' '.repeat(column - 1)}^`;
-  return [first.replace(/^SyntaxError: /, ''), `${name}:${line}\n${marked}\n\n${first}`];
 }
 
 // If the main thread hears a message, its cell waits for something, and it lets go of it by itself. If
@@ -91,6 +83,7 @@ function interrupt() {
   parentPort.postMessage(cell);
   waits = setTimeout(() => {
     waits = setTimeout(() => process.kill(0, 'SIGINT'), ENDS_WITHIN);
+    tell('forgetCallbacks');
     session.post('Runtime.terminateExecution', () => {
       clearTimeout(waits);
       parentPort.postMessage(cell);

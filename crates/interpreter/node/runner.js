@@ -13,6 +13,8 @@ const display = require('./display.js');
 const failures = require('./failures.js');
 const modules = require('./modules.js');
 const output = require('./output.js');
+const termination = require('./termination.js');
+const uuids = require('./uuids.js');
 
 let current;
 
@@ -81,6 +83,9 @@ const cells = {
     if (!cell) return;
     setImmediate(() => fail(cell, failure));
   },
+
+  // What this thread is busy with is about to be terminated.
+  forgetCallbacks: termination.forgetCallbacks,
 };
 
 output.install();
@@ -88,6 +93,7 @@ children.install();
 failures.install();
 modules.install();
 display.install();
+uuids.install();
 process.argv.length = 1;
 process.on('SIGINT', () => {});
 

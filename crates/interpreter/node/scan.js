@@ -1,10 +1,14 @@
 'use strict';
-// Finds `import`, `export` and the `const` of a whole cell in JavaScript. It knows just enough of the language to tell them from the
-// same words in strings, templates, comments and regular expressions: the tokens, and where a slash
-// divides. What it cannot read it leaves for the engine to complain about.
+// Finds `import`, `export` and the `const` of a whole cell in JavaScript. It knows just enough of the
+// language to tell them from the same words in strings, templates, comments and regular expressions:
+// the tokens, and where a slash divides. What it cannot read it leaves for the engine to complain about.
 
 const SPACE = /(?:\s|\/\/[^\n\r\u2028\u2029]*|\/\*[^]*?\*\/)*/y;
-const NAME = /#?(?:[\p{ID_Start}$_]|\\u[\da-fA-F]{4}|\\u\{[\da-fA-F]+\})(?:[\p{ID_Continue}$\u200c\u200d]|\\u[\da-fA-F]{4}|\\u\{[\da-fA-F]+\})*/uy;
+const ESCAPE = String.raw`\\u[\da-fA-F]{4}|\\u\{[\da-fA-F]+\}`;
+const NAME = new RegExp(
+  String.raw`#?(?:[\p{ID_Start}$_]|${ESCAPE})(?:[\p{ID_Continue}$\u200c\u200d]|${ESCAPE})*`,
+  'uy',
+);
 const NUMBER = /\.?\d(?:[eE][+-]|[\w.])*/y;
 const STRING = /'(?:[^'\\\n\r]|\\(?:\r\n|[^]))*'|"(?:[^"\\\n\r]|\\(?:\r\n|[^]))*"/y;
 const REGEX = /\/(?:[^\\/[\n\r]|\\[^\n\r]|\[(?:[^\]\\\n\r]|\\[^\n\r])*\])+\/[\w$]*/y;
@@ -17,14 +21,16 @@ const BEFORE_EXPRESSION = new Set(
 );
 // After the parentheses of these comes a statement.
 const BEFORE_PARENTHESES = new Set(['if', 'while', 'for', 'with']);
+// Where an expression may begin, a brace after these opens a block all the same; `undefined` is the
+// beginning of the cell.
+const BEFORE_BLOCK = new Set(['=>', ')', ';', '{', '}', undefined, 'else', 'do', 'try', 'finally']);
 
 function match(pattern, text, at) {
   pattern.lastIndex = at;
   return pattern.exec(text)?.[0];
 }
 
-// The tokens, each with its kind, its place, how deep in brackets it is, and whether a line begins
-// before it.
+// The tokens, each with its kind, its place, and how deep in brackets it is.
 function tokens(text) {
   const found = [];
   const open = []; // brackets: what they are, and whether an expression begins after the closing one
@@ -50,12 +56,22 @@ function tokens(text) {
     return true;
   }
 
+  // Whether a brace that opens here begins a block, after which comes a statement, and not an object:
+  // where no expression can begin, and after what wants a block.
+  function isBlock() {
+    return !expression || BEFORE_BLOCK.has(previous?.value);
+  }
+
+  // Whether a parenthesis that opens here belongs to `if` or the like.
+  function isControl() {
+    return previous?.kind === 'name' && BEFORE_PARENTHESES.has(previous.value);
+  }
+
   function punctuator(value) {
     if (value === '(' || value === '[' || value === '{') {
-      const block = value === '{' && (!expression || ['=>', ')', ';', '{', '}', undefined].includes(previous?.value) || ['else', 'do', 'try', 'finally'].includes(previous?.value));
-      const control = value === '(' && previous?.kind === 'name' && BEFORE_PARENTHESES.has(previous.value);
+      const after = value === '{' ? isBlock() : value === '(' && isControl();
       push('punctuator', value);
-      open.push({ bracket: value, after: block || control });
+      open.push({ bracket: value, after });
       expression = true;
     } else if (value === ')' || value === ']' || value === '}') {
       const { after = false } = open.pop() ?? {};

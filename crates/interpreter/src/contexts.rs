@@ -107,9 +107,10 @@ impl Contexts {
         if !cwd.is_dir() {
             return Err(Error::NoDirectory(cwd));
         }
+        // First of all: to look for a language may take a process.
+        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| Error::Full)?;
         let language = languages::find(&languages::normalise(language)).await?;
         let name = language.name.clone();
-        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| Error::Full)?;
         let (context, started) = Context::create(Arc::clone(&self.home), language, cwd);
         // A client that does not wait leaves nothing behind: a context that nobody has ends. Until
         // then it has its place.

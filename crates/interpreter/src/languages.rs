@@ -73,9 +73,9 @@ impl Language {
     }
 }
 
-/// No kernel runs this language.
+/// No kernel runs this language. Sentences, the last without a full stop.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("No kernel for the language {name:?}. This sandbox has: {}.{}", .known.join(", "), advice(.name))]
+#[error("No kernel for the language {name:?}. This sandbox has: {}. {}", .known.join(", "), advice(.name))]
 pub(crate) struct Unknown {
     name: String,
     known: Vec<String>,
@@ -84,9 +84,9 @@ pub(crate) struct Unknown {
 /// What an unknown language lacks, where that is known.
 fn advice(name: &str) -> &'static str {
     match name {
-        "python" => " Python needs ipykernel: pip install ipykernel",
-        "javascript" | "typescript" => " JavaScript and TypeScript need node in PATH.",
-        _ => " Any Jupyter kernel that is installed can be used, by its name or language.",
+        "python" => "Python needs ipykernel (`pip install ipykernel`)",
+        "javascript" | "typescript" => "JavaScript and TypeScript need node in PATH",
+        _ => "Any Jupyter kernel that is installed can be used, by its name or language",
     }
 }
 
@@ -229,5 +229,6 @@ mod tests {
         let error = find("klingon").await.unwrap_err().to_string();
         assert!(error.starts_with("No kernel for the language \"klingon\""), "{error}");
         assert!(error.contains("bash"), "{error}");
+        assert!(error.ends_with(" by its name or language"), "{error}");
     }
 }

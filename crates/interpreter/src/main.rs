@@ -6,6 +6,7 @@
 //! - [`kernel`]: what runs cells: Jupyter kernels, Node and Bash, behind one trait.
 //! - [`languages`]: which there are. [`envd`]: the sandbox's variables. [`home`]: the directory.
 //! - [`output`], [`lines`]: what an execution says, on its way to the client.
+//! - [`patience`]: time limits that a pause of the sandbox does not use up.
 
 mod context;
 mod contexts;
@@ -15,6 +16,7 @@ mod kernel;
 mod languages;
 mod lines;
 mod output;
+mod patience;
 mod server;
 mod supervisor;
 

@@ -1,6 +1,6 @@
 //! The HTTP side: routes, what they read and answer (contract, section B.2).
 
-use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
@@ -18,6 +18,7 @@ use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
     sync::oneshot,
+    time::timeout,
 };
 
 use crate::{
@@ -33,6 +34,13 @@ const MAX_EXECUTION: usize = 64 << 20;
 
 /// The longest of all other bodies, bytes. Nobody needs a token for them.
 const MAX_BODY: usize = 64 << 10;
+
+/// How long the body of an execution may take: the longest at 2 Mbit/s or so.
+const EXECUTION_BODY_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// How long all other bodies may take, of which a second is plenty. Whoever sends nothing holds one of
+/// the connections that all share who come through the proxy.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The languages whose contexts are there from the start.
 const EARLY: [&str; 2] = [languages::DEFAULT, "javascript"];
@@ -161,9 +169,8 @@ struct Execution {
 async fn execute(State(server): Shared, request: Request) -> Result<Response, Refusal> {
     // First of all: for strangers nothing is held in memory, nor started.
     let variables = server.envd.variables(request.headers().get(envd::TOKEN)).await?;
-    let body = Bytes::from_request(request, &()).await?;
-    let Execution { code, context_id, language, env_vars } = read(&body)?;
-    drop(body);
+    let Execution { code, context_id, language, env_vars } =
+        read(request, EXECUTION_BODY_TIMEOUT).await?;
     let own_variables = env_vars.unwrap_or_default();
     if let Some((name, _)) = own_variables.iter().find(|(name, value)| !is_valid(name, value)) {
         return Err(Refusal::malformed("env_vars", &format!("{name:?} cannot be a variable")));
@@ -200,8 +207,8 @@ struct Creation {
     cwd: Option<PathBuf>,
 }
 
-async fn create(State(server): Shared, body: Bytes) -> Result<Response, Refusal> {
-    let Creation { language, cwd } = read(&body)?;
+async fn create(State(server): Shared, request: Request) -> Result<Response, Refusal> {
+    let Creation { language, cwd } = read(request, BODY_TIMEOUT).await?;
     let cwd = cwd.filter(|cwd| !cwd.as_os_str().is_empty());
     let language = language.unwrap_or_default();
     Ok(Json(server.contexts.create(&language, cwd.as_deref()).await?).into_response())
@@ -229,8 +236,10 @@ async fn interrupt(State(server): Shared, Path(id): Path<String>) -> Result<Json
 }
 
 /// Reads a body, whatever it says that it is.
-fn read<T: DeserializeOwned>(body: &Bytes) -> Result<T, Refusal> {
-    serde_json::from_slice(body).map_err(|error| Refusal::malformed("body", &error.to_string()))
+async fn read<T: DeserializeOwned>(request: Request, limit: Duration) -> Result<T, Refusal> {
+    let body = timeout(limit, Bytes::from_request(request, &())).await;
+    let body = body.map_err(|_| Refusal::Late(limit))??;
+    serde_json::from_slice(&body).map_err(|error| Refusal::malformed("body", &error.to_string()))
 }
 
 /// Why a request is not served.
@@ -239,6 +248,8 @@ enum Refusal {
     BothGiven,
     Malformed(serde_json::Value),
     Unreadable(BytesRejection),
+    /// Its body did not come in this time.
+    Late(Duration),
     Unauthorized(envd::Error),
     NotFound(Error),
     Failed(String),
@@ -281,6 +292,10 @@ impl IntoResponse for Refusal {
                 return (StatusCode::UNPROCESSABLE_ENTITY, Json(detail)).into_response();
             }
             Self::Unreadable(error) => return error.into_response(),
+            Self::Late(limit) => (
+                StatusCode::REQUEST_TIMEOUT,
+                format!("The body of the request did not come in {limit:?}"),
+            ),
             Self::BothGiven => (
                 StatusCode::BAD_REQUEST,
                 "Only one of context_id or language can be provided".to_owned(),
@@ -290,5 +305,39 @@ impl IntoResponse for Refusal {
             Self::Failed(why) => (StatusCode::INTERNAL_SERVER_ERROR, why),
         };
         (status, Body::from(text)).into_response()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use futures::stream;
+    use http_body_util::BodyExt;
+
+    use super::*;
+
+    /// A request of which no more comes than this.
+    fn stalled(begins: &'static str) -> Request {
+        let begins = stream::iter([Ok::<_, Infallible>(Bytes::from_static(begins.as_bytes()))]);
+        let body = futures::StreamExt::chain(begins, stream::pending());
+        Request::new(Body::from_stream(body))
+    }
+
+    // Rules: INT-11
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_does_not_come_is_not_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let home = Arc::new(Home::create(directory.path()).unwrap());
+        let envd = Envd::new("http://127.0.0.1:1").unwrap();
+        let server = Arc::new(Server { contexts: Contexts::new(home), envd });
+        let refusal = create(State(Arc::clone(&server)), stalled("{}")).await.unwrap_err();
+        let response = refusal.into_response();
+        assert_eq!(response.status(), StatusCode::REQUEST_TIMEOUT);
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(body, "The body of the request did not come in 30s");
+        assert!(server.contexts.list().is_empty());
+        let late = read::<Execution>(stalled("{\"code\":"), EXECUTION_BODY_TIMEOUT).await;
+        assert!(matches!(late, Err(Refusal::Late(_))));
     }
 }

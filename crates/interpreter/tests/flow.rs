@@ -142,6 +142,59 @@ async fn a_client_that_goes_away_interrupts_its_cell() {
     }
 }
 
+/// Has the default context of JavaScript print without end while no cell runs.
+async fn leave_printing(server: &Server) {
+    let [go, gone] = ["go", "gone"].map(|name| server.directory.path().join(name));
+    let code = format!(
+        "const {{ existsSync, writeFileSync }} = require('fs')
+        setInterval(() => {{
+            if (!existsSync({go:?})) return
+            writeFileSync({gone:?}, '')
+            while (true) console.log('x'.repeat(1000))
+        }}, 1)
+        0"
+    );
+    server.begin(&json!({"code": code, "language": "js"})).await.rest().await;
+    fs::write(go, "").unwrap();
+    until(|| gone.exists()).await;
+}
+
+#[tokio::test]
+async fn what_a_cell_leaves_printing_without_end_holds_nobody_else() {
+    let server = Server::start().await;
+    leave_printing(&server).await;
+    server.begin(&json!({"code": "yes &", "language": "bash"})).await.rest().await;
+    assert_eq!(server.value("1").await, "1");
+}
+
+#[tokio::test]
+async fn a_kernel_that_prints_without_end_before_its_cell_begins_holds_nobody_else() {
+    let server = Server::start().await;
+    leave_printing(&server).await;
+    // Its variables are set first.
+    let cell = json!({"code": "1", "language": "js", "env_vars": {"A": "1"}});
+    let mut waiting = server.begin(&cell).await;
+    // By then much has been printed: none of it is kept but the first.
+    assert_eq!(waiting.event().await.unwrap()["type"], "keepalive");
+    assert_eq!(server.value("1").await, "1");
+    let peak = memory(server.pid(), "VmHWM");
+    assert!(peak < 64 << 20, "{peak}");
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_from_output_without_end_interrupts_its_cell() {
+    let server = Server::start().await;
+    for (language, code) in [("js", "while (true) console.log('x')"), ("bash", "yes")] {
+        let mut running = server.begin(&json!({"code": code, "language": language})).await;
+        running.until("stdout").await;
+        drop(running);
+        assert_eq!(server.value("1").await, "1", "{language}");
+        let events = server.begin(&json!({"code": "", "language": language})).await.rest().await;
+        let types: Vec<_> = events.iter().map(|event| event["type"].as_str().unwrap()).collect();
+        assert_eq!(types, ["number_of_executions", "end_of_execution"], "{language}");
+    }
+}
+
 #[tokio::test]
 async fn a_client_that_goes_away_while_it_waits_leaves_nothing() {
     let server = Server::start().await;

@@ -7,12 +7,12 @@ use jiff::Timestamp;
 use rustix::process::Signal;
 use tokio::{
     sync::oneshot,
-    time::{Instant, Interval, MissedTickBehavior, interval},
+    time::{Interval, MissedTickBehavior, interval},
 };
 
 use super::{
     Cell, Job,
-    owner::{Controls, Next, Owner, Running, Stop, heed},
+    owner::{Controls, Next, Owner, Running, Stop, heed, restarted},
 };
 use crate::{
     envd::Variables,
@@ -25,8 +25,8 @@ use crate::{
 /// How often a cell is interrupted whose client has gone.
 const INTERRUPT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long such a cell may take to end.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How many times. One that still has not ended an interval later is given up.
+const INTERRUPTS: u32 = 10;
 
 /// How often the connection gets a chance to take lines before the kernel is stopped: it runs on the
 /// same thread.
@@ -69,7 +69,7 @@ impl Owner {
                 output.push(lines::end_of_execution());
                 drop(output);
                 // The variables that only this cell had are taken back.
-                match self.give(cell.variables.clone(), controls).await {
+                match self.give(&cell.variables, &Variables::new(), controls).await {
                     Ok(()) => Next::GoOn,
                     Err(stop) => self.stopped(stop, controls).await,
                 }
@@ -81,12 +81,15 @@ impl Owner {
                 next
             }
             Err(stop) => {
+                let unheard = output.is_closed();
                 close_stopped(&output, &stop);
                 drop(output);
                 match stop {
                     Stop::Died(why) => {
                         log(&format!("a kernel died in a cell: {why}"));
-                        self.replace(controls).await
+                        let next = self.replace(controls).await;
+                        self.notice = unheard.then(|| restarted(&why));
+                        next
                     }
                     stop => self.stopped(stop, controls).await,
                 }
@@ -114,16 +117,15 @@ impl Owner {
             }
             prepared => prepared?,
         }
-        let notice = self.notice.take();
         let Some(running) = self.running.as_mut() else {
             return Err(Stop::NotStarted("there is no kernel".to_owned()));
         };
         if output.is_closed() {
             return Ok(End::Done);
         }
-        running.used = true;
+        running.use_it();
         running.kernel.begin(&cell.code, false).await?;
-        let mut telling = Telling::new(output, notice);
+        let mut telling = Telling::new(output, &mut self.notice);
         let mut leaving: Option<Leaving> = None;
         loop {
             tokio::select! {
@@ -137,8 +139,8 @@ impl Owner {
                     telling.forget(running);
                     leaving = Some(Leaving::begin());
                 }
-                () = Leaving::tick(&mut leaving) => {
-                    if leaving.as_ref().is_some_and(Leaving::is_over) {
+                goes_on = Leaving::tick(&mut leaving) => {
+                    if !goes_on {
                         return Ok(End::Abandoned);
                     }
                     running.kernel.interrupt().await;
@@ -157,15 +159,18 @@ impl Owner {
     async fn prepare(&mut self, cell: &Cell, controls: &mut Controls) -> Result<(), Stop> {
         self.start(controls).await?;
         self.renew(cell.variables.get(SANDBOX_ID), controls).await?;
-        let mut variables = cell.variables.clone();
-        variables.extend(cell.own_variables.clone());
-        self.give(variables, controls).await
+        self.give(&cell.variables, &cell.own_variables, controls).await
     }
 
-    /// Gives the kernel these variables.
-    async fn give(&mut self, variables: Variables, controls: &mut Controls) -> Result<(), Stop> {
+    /// Gives the kernel the sandbox's variables, and a cell's own.
+    async fn give(
+        &mut self,
+        sandboxes: &Variables,
+        own: &Variables,
+        controls: &mut Controls,
+    ) -> Result<(), Stop> {
         match self.running.as_mut() {
-            Some(running) => running.give(variables, controls).await,
+            Some(running) => running.give(sandboxes, own, controls).await,
             None => Ok(()),
         }
     }
@@ -184,37 +189,36 @@ pub(super) fn close_stopped(output: &Output, stop: &Stop) {
     output.push(lines::end_of_execution());
 }
 
-/// A cell whose client has gone.
+/// A cell whose client has gone. It is given as many interrupts, not as much time: of that, none may be
+/// left when the sandbox was paused meanwhile.
 struct Leaving {
-    since: Instant,
-    interrupts: Interval,
+    interrupts_left: u32,
+    ticks: Interval,
 }
 
 impl Leaving {
     fn begin() -> Self {
-        let mut interrupts = interval(INTERRUPT_INTERVAL);
-        interrupts.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Self { since: Instant::now(), interrupts }
+        let mut ticks = interval(INTERRUPT_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self { interrupts_left: INTERRUPTS, ticks }
     }
 
-    fn is_over(&self) -> bool {
-        self.since.elapsed() >= PATIENCE
-    }
-
-    /// Waits until the cell is to be interrupted; forever if it is not leaving.
-    async fn tick(leaving: &mut Option<Self>) {
-        match leaving {
-            Some(leaving) => drop(leaving.interrupts.tick().await),
-            None => std::future::pending().await,
-        }
+    /// Waits until the cell is to be interrupted, or else given up, which is false; forever if it is not
+    /// leaving.
+    async fn tick(leaving: &mut Option<Self>) -> bool {
+        let Some(leaving) = leaving else { return std::future::pending().await };
+        leaving.ticks.tick().await;
+        let left = leaving.interrupts_left.checked_sub(1);
+        leaving.interrupts_left = left.unwrap_or(0);
+        left.is_some()
     }
 }
 
 /// Tells a client what a cell does. While the client does not listen, the kernel stands still.
 struct Telling<'a> {
     output: &'a Output,
-    /// To be said once the cell has begun.
-    notice: Option<String>,
+    /// To be said once the cell has begun, by this one or the next whose client hears it.
+    notice: &'a mut Option<String>,
     /// The rest of the event that is being told.
     lines: Lines,
     /// The line there was no room for.
@@ -224,7 +228,7 @@ struct Telling<'a> {
 }
 
 impl<'a> Telling<'a> {
-    fn new(output: &'a Output, notice: Option<String>) -> Self {
+    fn new(output: &'a Output, notice: &'a mut Option<String>) -> Self {
         let lines = Lines::default();
         Self { output, notice, lines, waiting: None, stopped: false, failed: false }
     }
@@ -237,7 +241,10 @@ impl<'a> Telling<'a> {
         }
         self.lines = Lines::new(event);
         self.go_on(running).await;
-        if started && let Some(notice) = self.notice.take() {
+        if started
+            && !self.output.is_closed()
+            && let Some(notice) = self.notice.take()
+        {
             self.output.push(lines::printed(Stream::Stderr, &(notice + "\n"), Timestamp::now()));
         }
     }
@@ -283,5 +290,25 @@ impl<'a> Telling<'a> {
         if std::mem::take(&mut self.stopped) {
             running.kernel.process().signal(Signal::CONT);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pause_takes_no_interrupts_from_a_cell_without_a_client() {
+        let mut leaving = Some(Leaving::begin());
+        let mut interrupts = 0;
+        while Leaving::tick(&mut leaving).await {
+            interrupts += 1;
+            if interrupts == 2 {
+                advance(Duration::from_secs(3600)).await;
+            }
+        }
+        assert_eq!(interrupts, INTERRUPTS);
     }
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, env};
 
 use serde_json::json;
 
-use crate::{envd::Variables, languages::Dialect};
+use crate::{envd::Variables, kernel::bash::quoted, languages::Dialect};
 
 /// The variables that a kernel was given since it started.
 #[derive(Debug)]
@@ -19,18 +19,21 @@ impl Environment {
         Self { dialect, given: Variables::new() }
     }
 
-    /// The code after which the kernel has these variables on top of the server's, and none that it
-    /// was given before and are not among them; nothing if that is so already. To be run.
-    pub(crate) fn change(&mut self, wanted: Variables) -> Option<String> {
-        let wanted: Variables =
-            wanted.into_iter().filter(|(name, value)| self.can_have(name, value)).collect();
-        let mut set = Variables::new();
+    /// The code after which the kernel has the sandbox's variables and a cell's own on top of the
+    /// server's, and none that it was given before and are not among them; nothing if that is so
+    /// already. To be run. A cell's own are always set: cells before it may have changed them.
+    pub(crate) fn change(&mut self, sandboxes: &Variables, own: &Variables) -> Option<String> {
+        let wanted: Variables = sandboxes
+            .iter()
+            .chain(own)
+            .filter(|(name, value)| self.can_have(name, value))
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect();
+        let mut set = wanted.clone();
+        set.retain(|name, value| {
+            own.contains_key(name) || self.value(name).as_ref() != Some(value)
+        });
         let mut unset = BTreeSet::new();
-        for (name, value) in &wanted {
-            if self.value(name).as_ref() != Some(value) {
-                set.insert(name.clone(), value.clone());
-            }
-        }
         for name in self.given.keys().filter(|name| !wanted.contains_key(*name)) {
             match env::var(name) {
                 Ok(value) => drop(set.insert(name.clone(), value)),
@@ -86,7 +89,7 @@ fn code(dialect: Dialect, set: &Variables, unset: &BTreeSet<String>) -> Option<S
         ),
         Dialect::Bash => {
             let mut code: String =
-                each("export ", "\n", &|name, value| format!("{name}={}", shell_quoted(value)));
+                each("export ", "\n", &|name, value| format!("{name}={}", quoted(value)));
             code.extend(unset.iter().map(|name| format!("unset {name}\n")));
             code
         }
@@ -108,11 +111,6 @@ fn code(dialect: Dialect, set: &Variables, unset: &BTreeSet<String>) -> Option<S
     })
 }
 
-/// A word of a shell that is this text.
-fn shell_quoted(text: &str) -> String {
-    format!("'{}'", text.replace('\'', "'\\''"))
-}
-
 #[cfg(test)]
 mod tests {
     use std::process::Command;
@@ -125,17 +123,31 @@ mod tests {
         pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
     }
 
+    fn none() -> Variables {
+        Variables::new()
+    }
+
     #[test]
     fn only_what_changed_is_set_and_what_was_given_is_taken_back() {
         let mut environment = Environment::new(Dialect::Bash);
+        let mut change = |pairs: &[(&str, &str)]| environment.change(&variables(pairs), &none());
         let path = env::var("PATH").unwrap();
-        assert_eq!(environment.change(variables(&[("PATH", &path)])), None);
-        let code = environment.change(variables(&[("A", "it's"), ("PATH", "/x"), ("b c", "")]));
+        assert_eq!(change(&[("PATH", &path)]), None);
+        let code = change(&[("A", "it's"), ("PATH", "/x"), ("b c", "")]);
         assert_eq!(code.unwrap(), "export A='it'\\''s'\nexport PATH='/x'\n");
-        assert_eq!(environment.change(variables(&[("A", "it's"), ("PATH", "/x")])), None);
-        let code = environment.change(Variables::new()).unwrap();
-        assert_eq!(code, format!("export PATH={}\nunset A\n", shell_quoted(&path)));
-        assert_eq!(environment.change(Variables::new()), None);
+        assert_eq!(change(&[("A", "it's"), ("PATH", "/x")]), None);
+        assert_eq!(change(&[]).unwrap(), format!("export PATH={}\nunset A\n", quoted(&path)));
+        assert_eq!(change(&[]), None);
+    }
+
+    #[test]
+    fn what_a_call_says_holds_whatever_cells_have_changed() {
+        let mut environment = Environment::new(Dialect::Bash);
+        let (path, mode) = (env::var("PATH").unwrap(), variables(&[("MODE", "prod")]));
+        assert!(environment.change(&mode, &none()).is_some());
+        let own = variables(&[("MODE", "prod"), ("PATH", &path)]);
+        let set = format!("export MODE='prod'\nexport PATH={}\n", quoted(&path));
+        assert_eq!(environment.change(&mode, &own), Some(set));
     }
 
     #[test]
@@ -143,7 +155,7 @@ mod tests {
         for (name, value) in [("", "x"), ("a=b", "x"), ("a\0", "x"), ("a", "\0")] {
             assert!(!is_valid(name, value));
             let mut environment = Environment::new(Dialect::Python);
-            assert_eq!(environment.change(variables(&[(name, value)])), None);
+            assert_eq!(environment.change(&variables(&[(name, value)]), &none()), None);
         }
     }
 
@@ -160,7 +172,7 @@ mod tests {
         #[test]
         fn any_value_arrives_as_it_is(value in "(\\PC|[\n\r\t'\"\\\\$`{}]){0,20}") {
             let change = |dialect| {
-                Environment::new(dialect).change(variables(&[("ATOLL_X", &value)])).unwrap()
+                Environment::new(dialect).change(&none(), &variables(&[("ATOLL_X", &value)])).unwrap()
             };
             let python = shown("python3", "-c", &change(Dialect::Python),
                 "import os, sys; sys.stdout.buffer.write(os.environb[b'ATOLL_X'])");

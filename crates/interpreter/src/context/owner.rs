@@ -2,10 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use tokio::{
-    sync::{mpsc, oneshot},
-    time::timeout,
-};
+use tokio::sync::{mpsc, oneshot};
 
 use super::{Control, Job, Reply, cell::close_stopped, environment::Environment};
 use crate::{
@@ -14,21 +11,23 @@ use crate::{
     kernel::{self, Died, HIDDEN_TIMEOUT, Kernel, Launch},
     languages::{Dialect, Language, Runtime},
     log,
+    patience::running_timeout,
 };
 
-/// Takes numbers of random generators that a snapshot holds out of step with those of its other copies.
-const RESEED_PYTHON: &str =
-    "(lambda package: package and package.reseed())(__import__('sys').modules.get('atoll_kernel'))";
+/// Takes random numbers of a kernel out of step with those of its copies in other sandboxes, once it has
+/// been told whether it has run a cell.
+const RESEED_PYTHON: &str = "(lambda package: package and package.reseed(used=@USED@))\
+    (__import__('sys').modules.get('atoll_kernel'))";
 
 /// A kernel that runs, and what the owner knows of it.
 pub(super) struct Running {
     // Before its directory: a kernel ends before that is removed.
     pub(super) kernel: Box<dyn Kernel>,
     environment: Environment,
-    /// The sandbox it was started in.
+    /// The sandbox it was started in, or made one of.
     sandbox: Option<String>,
     /// Whether it has run a cell.
-    pub(super) used: bool,
+    used: bool,
     _home: KernelHome,
 }
 
@@ -191,26 +190,26 @@ impl Owner {
         Ok(())
     }
 
-    /// Makes of a kernel that was started in another sandbox, before a snapshot, one of this.
+    /// Makes of a kernel that came from another sandbox, with a snapshot, one of this. What a cell can
+    /// have put into it stays.
     pub(super) async fn renew(
         &mut self,
         sandbox: Option<&String>,
         controls: &mut Controls,
     ) -> Result<(), Stop> {
-        let Some(running) = self.running.as_mut().filter(|running| !running.used) else {
-            return Ok(());
-        };
+        let Some(running) = self.running.as_mut() else { return Ok(()) };
         match (&running.sandbox, sandbox) {
             (Some(then), Some(now)) if then != now => {}
             _ => return Ok(()),
         }
         if self.language.dialect() == Dialect::Python {
-            return running.hidden(RESEED_PYTHON, controls).await;
-        }
-        if !matches!(self.language.runtime, Runtime::Jupyter(_)) {
+            let used = if running.used { "True" } else { "False" };
+            running.hidden(&RESEED_PYTHON.replace("@USED@", used), controls).await?;
+        } else if !running.used && !matches!(self.language.runtime, Runtime::Jupyter(_)) {
             self.running = None;
-            self.start(controls).await?;
+            return self.start(controls).await;
         }
+        running.sandbox = sandbox.cloned();
         Ok(())
     }
 
@@ -218,18 +217,31 @@ impl Owner {
     pub(super) fn lost(&mut self, how: &str) {
         log(&format!("a {} kernel was lost: {how}", self.language.name));
         self.running = None;
-        self.notice = Some(format!("Context was restarted: {how}. Its variables are gone."));
+        self.notice = Some(restarted(how));
     }
 }
 
+/// What the next execution says after one whose kernel was lost without anybody hearing of it.
+pub(super) fn restarted(how: &str) -> String {
+    format!("Context was restarted: {how}. Its variables are gone.")
+}
+
 impl Running {
-    /// Gives it these variables, and none of those that it had been given.
+    /// Notes that it runs a cell: from now on somebody's work is in it.
+    pub(super) fn use_it(&mut self) {
+        if !std::mem::replace(&mut self.used, true) {
+            self.kernel.process().spare();
+        }
+    }
+
+    /// Gives it the sandbox's variables and a cell's own, and none else of those that it had been given.
     pub(super) async fn give(
         &mut self,
-        variables: Variables,
+        sandboxes: &Variables,
+        own: &Variables,
         controls: &mut Controls,
     ) -> Result<(), Stop> {
-        match self.environment.change(variables) {
+        match self.environment.change(sandboxes, own) {
             Some(code) => self.hidden(&code, controls).await,
             None => Ok(()),
         }
@@ -237,10 +249,8 @@ impl Running {
 
     /// Runs a hidden cell. That it fails is not the fault of whoever waits.
     async fn hidden(&mut self, code: &str, controls: &mut Controls) -> Result<(), Stop> {
-        let Ok(run) = timeout(HIDDEN_TIMEOUT, self.try_hidden(code, controls)).await else {
-            return Err(kernel::late().into());
-        };
-        run
+        let run = running_timeout(HIDDEN_TIMEOUT, self.try_hidden(code, controls)).await;
+        run.unwrap_or_else(|| Err(kernel::late().into()))
     }
 
     /// Runs a hidden cell. One that was interrupted and failed is run anew: what was to be interrupted
@@ -291,5 +301,43 @@ async fn idle(running: Option<&mut Running>) -> String {
     match running {
         Some(running) => running.kernel.idle().await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, pin::pin};
+
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    use tokio::time;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_hidden_cell_has_its_time_after_a_pause() {
+        let directory = tempfile::tempdir().unwrap();
+        let home = Home::create(directory.path()).unwrap().kernel().unwrap();
+        let language = Language { name: "bash".to_owned(), runtime: Runtime::Bash };
+        let launch = Launch { cwd: directory.path().into(), dir: home.path().into() };
+        let mut running = Running {
+            kernel: kernel::start(&language, &launch, "").await.unwrap(),
+            environment: Environment::new(language.dialect()),
+            sandbox: None,
+            used: false,
+            _home: home,
+        };
+        let go = directory.path().join("go");
+        mknodat(CWD, &go, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        let (_sender, mut controls) = mpsc::unbounded_channel();
+        let mut hidden = pin!(running.hidden("read line <go", &mut controls));
+        assert!(futures::poll!(&mut hidden).is_pending());
+        time::pause();
+        time::advance(2 * HIDDEN_TIMEOUT).await;
+        assert!(futures::poll!(&mut hidden).is_pending());
+        time::resume();
+        // Goes on when the cell has come to it.
+        let written = tokio::task::spawn_blocking(|| fs::write(go, "\n"));
+        let (done, written) = tokio::join!(hidden, written);
+        assert!(done.is_ok() && written.unwrap().is_ok());
     }
 }

@@ -36,7 +36,7 @@ pub(crate) struct Attached {
     /// The last that was said before the end, which is still to be told.
     kept: VecDeque<Item>,
     /// What was said between cells, for the next that is not hidden.
-    backlog: VecDeque<Item>,
+    backlog: Backlog,
     /// How the process ended, once all of what it said is kept.
     died: Option<Died>,
 }
@@ -108,7 +108,7 @@ impl Attached {
             guard.take();
             self.reader = match task.await {
                 Ok((pipes, backlog)) => {
-                    self.backlog.extend(backlog.into_items());
+                    self.backlog.append(backlog);
                     Reader::Cell(pipes)
                 }
                 Err(_) => Reader::Lost,
@@ -118,12 +118,12 @@ impl Attached {
 
     /// Keeps what was said before a hidden cell began, and read after that.
     pub(crate) fn keep(&mut self, item: Item) {
-        self.backlog.push_back(item);
+        self.backlog.push(item);
     }
 
-    /// What was said between cells and has not been told.
+    /// What was said between cells and has not been told, as far as it was kept.
     pub(crate) fn take_backlog(&mut self) -> VecDeque<Item> {
-        std::mem::take(&mut self.backlog)
+        std::mem::take(&mut self.backlog).into_items()
     }
 
     /// A cell is over: has the pipes read by a task, and gives the last that the cell has said.

@@ -29,6 +29,12 @@ impl Backlog {
         }
     }
 
+    /// Takes what was said after that.
+    pub(crate) fn append(&mut self, later: Self) {
+        later.items.into_iter().for_each(|item| self.push(item));
+        self.dropped += later.dropped;
+    }
+
     /// All that is kept, and at its end a sentence about the rest, if there is any.
     pub(crate) fn into_items(mut self) -> VecDeque<Item> {
         if self.dropped > 0 {

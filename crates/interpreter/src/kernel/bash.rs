@@ -5,6 +5,8 @@
 //! commands from a pipe, one line a cell; cells themselves read from `/dev/null`. What other shells
 //! print as a prompt is here a record in a named pipe, with the status of the cell: no descriptor of it
 //! is open while a cell runs, so nothing that a cell starts can hold it or write to it by mistake.
+//!
+//! A cell that ends the shell itself, as `exit` does, ends as a script would: with that exit code.
 
 use std::{
     collections::VecDeque,
@@ -15,6 +17,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 use rustix::{
     fs::{CWD, FileType, Mode, OFlags, mknodat, open},
     io::fcntl_dupfd_cloexec,
@@ -42,6 +45,11 @@ const ASIDE: RawFd = 16;
 /// The record that says that a cell has been read, and runs.
 const BEGIN: &str = "begin";
 
+/// What an interactive shell prints when it is told to exit, and, after what the cell has printed, when
+/// it is interrupted. Both on standard error, where a script is silent.
+const EXIT: &str = "exit\n";
+const INTERRUPTED: &str = "\n";
+
 /// A Bash that runs.
 #[derive(Debug)]
 pub(crate) struct Bash {
@@ -62,6 +70,8 @@ pub(crate) struct Bash {
     /// Whether it traces what it runs (`set -x`).
     traces: bool,
     queue: VecDeque<Event>,
+    /// The last on standard error, if it may be the shell's own: what comes next shows it.
+    held: Option<(String, Timestamp)>,
     /// See [`terminal`].
     _terminal: Option<OwnedFd>,
 }
@@ -101,10 +111,11 @@ impl Bash {
             interrupted: false,
             traces: false,
             queue: VecDeque::new(),
+            held: None,
             _terminal: terminal,
         };
         bash.line(&format!(
-            "exec 2>&3 3>&-; PS1= PS2= {}; set +o history; history -c; unset HISTFILE MAILCHECK",
+            "exec 2>&3 3>&-; {}; set +o history; history -c; unset HISTFILE MAILCHECK",
             bash.prompt(&quoted("\"$?\"")),
         ));
         let mut said = String::new();
@@ -121,9 +132,10 @@ impl Bash {
     }
 
     /// Assigns what says, in place of a prompt, that the cell is over, with its status: a word that is
-    /// expanded then, or when it is assigned.
+    /// expanded then, or when it is assigned. The prompts that cells set, as virtual environments do, are
+    /// taken away then.
     fn prompt(&self, status: &str) -> String {
-        let rest = format!(" \"$-\" >{}; }} 2>/dev/null", self.records);
+        let rest = format!(" \"$-\" >{}; PS0= PS1= PS2=; }} 2>/dev/null", self.records);
         format!("PROMPT_COMMAND={}{status}{}", quoted("{ printf '%s %s\\n' "), quoted(&rest))
     }
 
@@ -132,23 +144,21 @@ impl Bash {
         let _ = self.lines.send(format!("{line}\n").into_bytes());
     }
 
-    /// What is to be told of something that was said, if anything.
-    fn event(&mut self, item: Item) -> Option<Event> {
-        let record = match item {
-            Item::Record(record) => record,
+    /// Takes in something that was said, and queues what is to be told of it.
+    fn take(&mut self, item: Item) {
+        match item {
+            Item::Record(record) => self.record(&record),
             // What the shell prints when it is interrupted; here, after the cell that was to be.
             Item::Printed { stream: Stream::Stderr, text, .. }
-                if text == "\n" && matches!(self.waits, Waits::Sync | Waits::Prompt) =>
-            {
-                return None;
-            }
+                if text == INTERRUPTED && matches!(self.waits, Waits::Sync | Waits::Prompt) => {}
             // Before a hidden cell has begun: of others.
-            text if self.hidden && self.waits != Waits::End => {
-                self.attached.keep(text);
-                return None;
-            }
-            text => return printed(text).filter(|_| !self.hidden),
-        };
+            text if self.hidden && self.waits != Waits::End => self.attached.keep(text),
+            text if !self.hidden => self.tell(text),
+            _ => {}
+        }
+    }
+
+    fn record(&mut self, record: &str) {
         match (self.waits, record.split_once(' ')) {
             (Waits::Sync, _) if record == SYNC => self.waits = Waits::Prompt,
             (Waits::Prompt, Some(_)) => self.waits = Waits::Begin,
@@ -164,11 +174,39 @@ impl Bash {
             }
             _ => {}
         }
-        None
+    }
+
+    /// Queues text, but for a last line that may be the shell's own.
+    fn tell(&mut self, item: Item) {
+        let Item::Printed { stream: stream @ Stream::Stderr, mut text, at } = item else {
+            self.queue.extend(printed(item));
+            return;
+        };
+        self.tell_held();
+        let own = |line| {
+            let before = text.strip_suffix(line)?;
+            (before.is_empty() || before.ends_with('\n')).then_some(before.len())
+        };
+        let newline = self.interrupted.then_some(INTERRUPTED);
+        if let Some(length) = own(EXIT).or_else(|| newline.and_then(own)) {
+            self.held = Some((text.split_off(length), at));
+        }
+        if !text.is_empty() {
+            self.queue.push_back(Event::Printed { stream, text, at });
+        }
+    }
+
+    /// Queues what was held: it was the cell's.
+    fn tell_held(&mut self) {
+        let held = self.held.take();
+        let told = held.map(|(text, at)| Event::Printed { stream: Stream::Stderr, text, at });
+        self.queue.extend(told);
     }
 
     fn end(&mut self, status: &str) {
         self.running = false;
+        self.held.take_if(|(text, _)| text == INTERRUPTED);
+        self.tell_held();
         let last = self.attached.pause();
         if !self.hidden {
             self.queue.extend(last.into_iter().filter_map(printed));
@@ -181,13 +219,37 @@ impl Bash {
                 }
                 _ => "the last command of the cell failed".to_owned(),
             };
-            self.queue.push_back(Event::Failed(Failure {
-                name: "ExitCode".to_owned(),
-                value: status.to_owned(),
-                traceback: format!("{why}: exit code {status}"),
-            }));
+            self.fail(status, &why);
         }
         self.queue.push_back(Event::Done);
+    }
+
+    fn fail(&mut self, status: &str, why: &str) {
+        self.queue.push_back(Event::Failed(Failure {
+            name: "ExitCode".to_owned(),
+            value: status.to_owned(),
+            traceback: format!("{why}: exit code {status}"),
+        }));
+    }
+
+    /// The process has ended, and all that it said is queued. If it was the cell that ended it, and no
+    /// signal, the cell is over, as a script is that exits; that the shell has gone is seen when another
+    /// is begun.
+    fn leave(&mut self) {
+        let begun = self.running && !self.hidden && self.waits == Waits::End;
+        match self.attached.process().exit_code().filter(|_| begun) {
+            Some(code) => {
+                self.running = false;
+                self.held = None;
+                if code != 0 {
+                    let why = "the cell ended the shell, as exit does or a failing command under set -e, \
+                        and its variables are gone";
+                    self.fail(&code.to_string(), why);
+                }
+                self.queue.push_back(Event::Done);
+            }
+            None => self.tell_held(),
+        }
     }
 }
 
@@ -221,8 +283,7 @@ impl Kernel for Bash {
         }
         if !hidden {
             for item in self.attached.take_backlog() {
-                let event = self.event(item);
-                self.queue.extend(event);
+                self.take(item);
             }
         }
         // Our own commands are not traced, and hidden cells neither.
@@ -245,9 +306,14 @@ impl Kernel for Bash {
             if let Some(event) = self.queue.pop_front() {
                 return Ok(event);
             }
-            let item = self.attached.next().await?;
-            if let Some(event) = self.event(item) {
-                return Ok(event);
+            match self.attached.next().await {
+                Ok(item) => self.take(item),
+                Err(died) => {
+                    self.leave();
+                    if self.queue.is_empty() {
+                        return Err(died);
+                    }
+                }
             }
         }
     }
@@ -266,8 +332,8 @@ impl Kernel for Bash {
     }
 }
 
-/// As one word, whatever it contains.
-fn quoted(text: &str) -> String {
+/// As one word of a shell, whatever it contains.
+pub(crate) fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 

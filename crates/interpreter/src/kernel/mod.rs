@@ -7,7 +7,7 @@
 
 mod attached;
 mod backlog;
-mod bash;
+pub(crate) mod bash;
 pub(crate) mod jupyter;
 mod node;
 mod pipes;
@@ -19,10 +19,12 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use tokio::time::timeout;
 
 use self::{bash::Bash, node::Node, process::Process};
-use crate::languages::{Dialect, Language, Runtime};
+use crate::{
+    languages::{Dialect, Language, Runtime},
+    patience::running_timeout,
+};
 
 /// How long a kernel may take to start, until its first cell can run: Python with a cold disk takes
 /// some seconds.
@@ -89,7 +91,7 @@ impl Failure {
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct Died(
-    /// How, as a sentence without a full stop, such as `the kernel was killed by signal 9`.
+    /// How, as a sentence without a full stop, such as `the kernel ended with exit code 3`.
     pub(crate) String,
 );
 
@@ -142,7 +144,7 @@ pub(crate) async fn run_hidden(
         follow_hidden(kernel, &mut failure).await?;
         Ok(failure)
     };
-    timeout(HIDDEN_TIMEOUT, run).await.unwrap_or_else(|_| Err(late()))
+    running_timeout(HIDDEN_TIMEOUT, run).await.unwrap_or_else(|| Err(late()))
 }
 
 /// Follows a hidden cell that was begun to its end, and notes how it failed if it did. Can be dropped
@@ -165,7 +167,7 @@ pub(crate) async fn follow_hidden(
 
 /// Why a kernel counts as dead of which a hidden cell takes longer than [`HIDDEN_TIMEOUT`].
 pub(crate) fn late() -> Died {
-    Died(format!("the kernel did not set itself up in {HIDDEN_TIMEOUT:?}"))
+    Died(format!("the kernel took longer than {} s to set itself up", HIDDEN_TIMEOUT.as_secs()))
 }
 
 /// Starts what runs the cells of a language, and waits until it can.
@@ -189,15 +191,33 @@ pub(crate) async fn start(
         };
         Ok(kernel)
     };
-    let late = || Died(format!("the kernel did not start in {START_TIMEOUT:?}"));
-    timeout(START_TIMEOUT, start).await.unwrap_or_else(|_| Err(late()))
+    let late = || Died(format!("it took longer than {} s", START_TIMEOUT.as_secs()));
+    running_timeout(START_TIMEOUT, start).await.unwrap_or_else(|| Err(late()))
+}
+
+/// Fails instead of hanging: nothing in the tests of kernels takes this long unless it is broken.
+#[cfg(test)]
+pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
+    running_timeout(Duration::from_secs(120), future).await.expect("this is late")
+}
+
+/// Waits until a condition holds.
+#[cfg(test)]
+pub(crate) async fn until(mut condition: impl FnMut() -> bool) {
+    soon(async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{fs::File, os::fd::AsRawFd};
+    use std::{fs::File, os::fd::AsRawFd, pin::pin};
 
     use rustix::io::fcntl_dupfd_cloexec;
+    use tokio::time;
 
     use super::*;
 
@@ -210,6 +230,19 @@ mod tests {
         let launch = Launch { cwd: "/".into(), dir };
         let language = Language { name: "bash".to_owned(), runtime: Runtime::Bash };
         let Err(Died(why)) = start(&language, &launch, "").await else { panic!("it came up") };
-        assert_eq!(why, "the kernel did not start in 60s");
+        assert_eq!(why, "it took longer than 60 s");
+    }
+
+    #[tokio::test]
+    async fn one_that_starts_when_the_sandbox_is_paused_has_its_time_after_that() {
+        let directory = tempfile::tempdir().unwrap();
+        let launch = Launch { cwd: "/".into(), dir: directory.path().into() };
+        let language = Language { name: "bash".to_owned(), runtime: Runtime::Bash };
+        let mut starting = pin!(start(&language, &launch, ""));
+        assert!(futures::poll!(&mut starting).is_pending());
+        time::pause();
+        time::advance(2 * START_TIMEOUT).await;
+        time::resume();
+        assert!(starting.await.is_ok());
     }
 }

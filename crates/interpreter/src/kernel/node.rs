@@ -27,7 +27,7 @@ use super::{
 };
 
 /// The runner's files.
-const RUNNER: [(&str, &str); 11] = [
+const RUNNER: [(&str, &str); 14] = [
     ("children.js", include_str!("../../node/children.js")),
     ("control.js", include_str!("../../node/control.js")),
     ("display.js", include_str!("../../node/display.js")),
@@ -39,6 +39,9 @@ const RUNNER: [(&str, &str); 11] = [
     ("runner.js", include_str!("../../node/runner.js")),
     ("scan.js", include_str!("../../node/scan.js")),
     ("source.js", include_str!("../../node/source.js")),
+    ("termination.js", include_str!("../../node/termination.js")),
+    ("unreadable.js", include_str!("../../node/unreadable.js")),
+    ("uuids.js", include_str!("../../node/uuids.js")),
 ];
 
 /// Under which number the first of its pipes is open in the runner: commands, records and answers.

@@ -16,7 +16,7 @@ use rustix::{
     io::{Errno, ioctl_fionread, read},
     pipe::{PipeFlags, fcntl_setpipe_size, pipe_with},
 };
-use tokio::io::unix::AsyncFd;
+use tokio::{io::unix::AsyncFd, task::coop::consume_budget};
 
 use super::{MAX_CONTENT, Stream};
 
@@ -63,8 +63,9 @@ pub(crate) struct Pipes {
     /// Which of the two is read first: the one that was not read last.
     err_first: bool,
     records: Source,
-    /// What has arrived of records, and how much of it is known to have no end of a line.
+    /// What has arrived of records, where in it the next begins, and up to where no line ends after that.
     buffer: Vec<u8>,
+    begin: usize,
     searched: usize,
     /// The record that is too large and still arrives, without what is in the buffer.
     skipped: Option<Skipped>,
@@ -105,6 +106,7 @@ impl Pipes {
             err_first: false,
             records: Source::new(records)?,
             buffer: Vec::new(),
+            begin: 0,
             searched: 0,
             skipped: None,
             answers,
@@ -116,6 +118,8 @@ impl Pipes {
     /// called anew.
     pub(crate) async fn next(&mut self) -> Option<Item> {
         loop {
+            // A kernel may write as fast as this reads: others have a turn, too, and timers.
+            consume_budget().await;
             if let Some(item) = self.try_next() {
                 return Some(item);
             }
@@ -187,11 +191,8 @@ impl Pipes {
     /// The next record, if all of it has arrived, and whether it asks for an answer.
     fn record(&mut self) -> Option<(Item, bool)> {
         loop {
-            if let Some(end) = memchr::memchr(b'\n', &self.buffer[self.searched..]) {
-                let rest = self.buffer.split_off(self.searched + end + 1);
-                let mut line = std::mem::replace(&mut self.buffer, rest);
-                self.searched = 0;
-                line.pop();
+            if let Some(length) = memchr::memchr(b'\n', &self.buffer[self.searched..]) {
+                let mut line = self.line(self.searched + length);
                 if let Some(Skipped { asks, length }) = self.skipped.take() {
                     return Some((Item::TooLarge(length + line.len()), asks));
                 }
@@ -201,6 +202,7 @@ impl Pipes {
                     .unwrap_or_else(|line| String::from_utf8_lossy(line.as_bytes()).into_owned());
                 return Some((Item::Record(record), asks));
             }
+            self.buffer.drain(..std::mem::take(&mut self.begin));
             if self.skipped.is_some() || self.buffer.len() > MAX_CONTENT {
                 let asks = self.buffer.starts_with(ASKS);
                 self.skipped.get_or_insert(Skipped { asks, length: 0 }).length += self.buffer.len();
@@ -211,6 +213,21 @@ impl Pipes {
                 return None;
             }
         }
+    }
+
+    /// Takes the record that ends here out of the buffer, without the end of its line.
+    fn line(&mut self, end: usize) -> Vec<u8> {
+        let begin = std::mem::replace(&mut self.begin, end + 1);
+        self.searched = self.begin;
+        if end - begin <= CHUNK {
+            return self.buffer[begin..end].to_vec();
+        }
+        // A large one is the first, and is not to be in memory twice.
+        let rest = self.buffer.split_off(end + 1);
+        let mut line = std::mem::replace(&mut self.buffer, rest);
+        line.truncate(end);
+        (self.begin, self.searched) = (0, 0);
+        line
     }
 }
 
@@ -315,5 +332,53 @@ impl Source {
     /// How much is there, in bytes.
     fn pending(&self) -> usize {
         ioctl_fionread(self.fd.get_ref()).map_or(0, |bytes| usize::try_from(bytes).unwrap_or(0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, io::Write, pin::pin};
+
+    use futures::poll;
+
+    use super::*;
+    use crate::kernel::soon;
+
+    fn pipe() -> (OwnedFd, OwnedFd) {
+        pipe_with(PipeFlags::CLOEXEC).unwrap()
+    }
+
+    #[tokio::test]
+    async fn text_without_an_end_lets_others_have_a_turn() {
+        let endless = File::open("/dev/random").unwrap().into();
+        let ((err, _its_err), (records, _its_records)) = (pipe(), pipe());
+        let mut pipes = Pipes::new(endless, err, records, None).unwrap();
+        let mut reads = pin!(async {
+            for _ in 0..1000 {
+                assert!(matches!(pipes.next().await, Some(Item::Printed { .. })));
+            }
+        });
+        assert!(poll!(&mut reads).is_pending());
+        soon(reads).await;
+    }
+
+    #[tokio::test]
+    async fn records_of_any_length_arrive_whole() {
+        let ((out, _its_out), (err, _its_err), (records, its_records)) = (pipe(), pipe(), pipe());
+        let mut pipes = Pipes::new(out, err, records, None).unwrap();
+        let lengths = [3, 0, 1, CHUNK - 1, CHUNK, 7, CHUNK + 1, 2, 3 * CHUNK + 5, 0, CHUNK / 2, 9];
+        let record = |length: usize| "abcdefg".chars().cycle().take(length).collect::<String>();
+        let writer = std::thread::spawn(move || {
+            let mut its_records = File::from(its_records);
+            for length in lengths {
+                its_records.write_all(format!("{}\n", record(length)).as_bytes()).unwrap();
+            }
+        });
+        for length in lengths {
+            let item = soon(pipes.next()).await;
+            assert!(matches!(item, Some(Item::Record(line)) if line == record(length)), "{length}");
+        }
+        assert!(soon(pipes.next()).await.is_none());
+        writer.join().unwrap();
     }
 }

@@ -18,6 +18,10 @@ use tokio::{
 /// `oom_score_adj`, -1000 to 1000): sooner than the server and what else runs in the sandbox.
 const OOM_SCORE_ADJ: &[u8] = b"500";
 
+/// The same of one that nobody has used yet. Whoever reaches the server can have such started, and they
+/// are not to push out one with somebody's work in it.
+const UNUSED_OOM_SCORE_ADJ: &[u8] = b"900";
+
 /// A process with a session of its own. Dropped, it is killed, and all of its process group with it.
 #[derive(Debug)]
 pub(crate) struct Process {
@@ -50,7 +54,7 @@ impl Process {
                 rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::CLOEXEC,
                 rustix::fs::Mode::empty(),
             ) {
-                let _ = rustix::io::write(&file, OOM_SCORE_ADJ);
+                let _ = rustix::io::write(&file, UNUSED_OOM_SCORE_ADJ);
             }
             Ok(())
         };
@@ -93,11 +97,21 @@ impl Process {
 
     /// How it ended, if it has.
     pub(crate) fn has_ended(&self) -> Option<String> {
-        let peek = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-        match waitid(WaitId::Pid(self.pid), peek) {
+        match self.status() {
             Ok(status) => status.map(|status| describe(&status)),
             Err(error) => Some(format!("the kernel cannot be waited for: {error}")),
         }
+    }
+
+    /// Its status, if it has ended, which stays to be had.
+    fn status(&self) -> rustix::io::Result<Option<WaitIdStatus>> {
+        let peek = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        waitid(WaitId::Pid(self.pid), peek)
+    }
+
+    /// The code with which it has ended, if it has, and not by a signal.
+    pub(crate) fn exit_code(&self) -> Option<i32> {
+        self.status().ok()??.exit_status()
     }
 
     /// How it ended, if it has, or if it has been killed: the system may take a while to end it.
@@ -106,6 +120,13 @@ impl Process {
             None if is_being_killed(self.pid) => Some(self.ended().await),
             how => how,
         }
+    }
+
+    /// When memory runs out, it is to go after those that nobody has used. Best effort, too: a system may
+    /// not let the score be lowered.
+    pub(crate) fn spare(&self) {
+        let path = format!("/proc/{}/oom_score_adj", self.pid.as_raw_nonzero());
+        let _ = std::fs::write(path, OOM_SCORE_ADJ);
     }
 
     /// Sends a signal to the process alone; one that has ended does not mind.

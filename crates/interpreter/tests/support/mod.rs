@@ -3,11 +3,11 @@
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used)]
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     env, fs,
     io::{BufRead, BufReader},
     net::SocketAddr,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, ChildStderr, Command, Stdio},
     sync::{Arc, Mutex},
     time::Duration,
@@ -149,6 +149,18 @@ impl Server {
         fs::read_to_string(path).unwrap().split_whitespace().next().unwrap().parse().unwrap()
     }
 
+    /// The directories of all kernels, of those too that are about to start.
+    pub fn places(&self) -> BTreeSet<PathBuf> {
+        let places = fs::read_dir(self.directory.path().join("kernels")).unwrap();
+        places.map(|place| place.unwrap().path()).collect()
+    }
+
+    /// The numbers of the processes of all kernels that have started.
+    pub fn kernels(&self) -> Vec<i32> {
+        let pid = |place: PathBuf| fs::read_to_string(place.join("pid")).ok()?.parse().ok();
+        self.places().into_iter().filter_map(pid).collect()
+    }
+
     /// What `code-interpreter ready` says.
     pub fn is_ready(&self) -> bool {
         let mut command = Command::new(env!("CARGO_BIN_EXE_code-interpreter"));
@@ -189,7 +201,7 @@ impl Server {
     pub async fn begin(&self, request: &Value) -> Execution {
         let response = self.send(Method::POST, "/execute", &[], request.to_string()).await;
         assert_eq!(response.status(), StatusCode::OK);
-        Execution { body: response.into_body(), buffer: BytesMut::new() }
+        Execution { body: response.into_body(), buffer: BytesMut::new(), searched: 0 }
     }
 
     /// Runs a cell in a context to its end.
@@ -233,15 +245,19 @@ impl Drop for Server {
 pub struct Execution {
     body: Incoming,
     buffer: BytesMut,
+    /// Up to where no line ends: one may come in hundreds of pieces.
+    searched: usize,
 }
 
 impl Execution {
     /// The next event, keepalives among them; nothing after the last.
     pub async fn event(&mut self) -> Option<Value> {
         loop {
-            if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
-                return Some(serde_json::from_slice(&self.buffer.split_to(end + 1)).unwrap());
+            if let Some(length) = memchr::memchr(b'\n', &self.buffer[self.searched..]) {
+                let line = self.buffer.split_to(std::mem::take(&mut self.searched) + length + 1);
+                return Some(serde_json::from_slice(&line).unwrap());
             }
+            self.searched = self.buffer.len();
             let frame = soon(self.body.frame()).await?.unwrap();
             self.buffer.extend_from_slice(&frame.into_data().unwrap());
         }

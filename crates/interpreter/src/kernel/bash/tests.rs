@@ -3,7 +3,10 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::*;
-use crate::kernel::Stream::{Stderr, Stdout};
+use crate::kernel::{
+    Stream::{Stderr, Stdout},
+    soon, until,
+};
 
 struct Shell {
     bash: Bash,
@@ -40,15 +43,23 @@ impl Shell {
     async fn start() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let launch = Launch { cwd: directory.path().into(), dir: directory.path().into() };
-        Self { bash: Bash::start(&launch).await.unwrap(), _directory: directory }
+        Self { bash: soon(Bash::start(&launch)).await.unwrap(), _directory: directory }
     }
 
     async fn begin(&mut self, code: &str) {
         self.bash.begin(code, false).await.unwrap();
-        assert!(matches!(self.bash.next().await.unwrap(), Event::Started(_)));
+        assert!(matches!(self.next().await.unwrap(), Event::Started(_)));
     }
 
-    async fn follow(&mut self, mut seen: Seen) -> Result<Seen, Died> {
+    async fn next(&mut self) -> Result<Event, Died> {
+        soon(self.bash.next()).await
+    }
+
+    async fn follow(&mut self, seen: Seen) -> Result<Seen, Died> {
+        soon(self.see(seen)).await
+    }
+
+    async fn see(&mut self, mut seen: Seen) -> Result<Seen, Died> {
         loop {
             // A program that is just being started can miss an interrupt: as the server does, again.
             let event = match timeout(Duration::from_secs(1), self.bash.next()).await {
@@ -97,7 +108,7 @@ impl Shell {
     async fn until(&mut self, wanted: &str) {
         let mut text = String::new();
         while !text.contains(wanted) {
-            if let Event::Printed { text: more, .. } = self.bash.next().await.unwrap() {
+            if let Event::Printed { text: more, .. } = self.next().await.unwrap() {
                 text += &more;
             }
         }
@@ -148,10 +159,10 @@ async fn failures_say_their_exit_code_and_the_shell_lives_on() {
     }
     assert_eq!(shell.print("echo $x").await, "1\n");
     shell.bash.begin("echo a\0b", false).await.unwrap();
-    assert_eq!(shell.bash.next().await.unwrap(), Event::Started(10));
-    let Event::Failed(failure) = shell.bash.next().await.unwrap() else { panic!("no failure") };
+    assert_eq!(shell.next().await.unwrap(), Event::Started(10));
+    let Event::Failed(failure) = shell.next().await.unwrap() else { panic!("no failure") };
     assert_eq!(failure.name, "SyntaxError");
-    assert_eq!(shell.bash.next().await.unwrap(), Event::Done);
+    assert_eq!(shell.next().await.unwrap(), Event::Done);
     assert_eq!(shell.print("echo $x").await, "1\n");
 }
 
@@ -186,7 +197,7 @@ async fn much_output_arrives_before_the_end() {
         .unwrap();
     let (mut length, mut last) = (0, String::new());
     loop {
-        match shell.bash.next().await.unwrap() {
+        match shell.next().await.unwrap() {
             Event::Printed { text, .. } => {
                 length += text.len();
                 last = text;
@@ -225,13 +236,15 @@ async fn an_interrupt_ends_the_cell_and_nothing_else() {
         shell.begin(code).await;
         shell.until("on\n").await;
         // A process that is just being forked can miss a signal.
-        while code.contains("sleep 300") && !is_running("sleep", shell.bash.process().pid()) {
-            tokio::task::yield_now().await;
+        if code.contains("sleep 300") {
+            let group = shell.bash.process().pid();
+            until(|| is_running("sleep", group)).await;
         }
         shell.bash.interrupt().await;
         let seen = shell.follow(Seen::default()).await.unwrap();
         assert_eq!(seen.failure.as_deref(), Some("130"), "{code}");
         assert!(seen.printed.iter().all(|(_, text)| !text.contains("NO")), "{seen:?}");
+        assert_eq!(seen.stderr(), "", "{code}");
         // One that comes too late does nothing to the next cell.
         shell.bash.interrupt().await;
         shell.bash.process().signal_group(Signal::INT);
@@ -240,27 +253,69 @@ async fn an_interrupt_ends_the_cell_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn its_death_is_told_after_what_it_said() {
-    for (code, how) in [
-        ("echo last; exit 3", "the kernel ended with exit code 3"),
-        ("echo last; set -e; false; echo NO", "the kernel ended with exit code 1"),
-        ("echo last; sleep 300 & kill -KILL $$", "the kernel was killed (signal 9)"),
-        ("exec echo last", "the kernel ended with exit code 0"),
+async fn a_cell_that_ends_the_shell_ends_as_a_script_does() {
+    for (code, status, said) in [
+        ("echo last; exit", None, ""),
+        ("echo last; echo error >&2; exit 3", Some("3"), "error\n"),
+        ("echo last; echo exit >&2; (exit 4); exit", Some("4"), "exit\n"),
+        ("echo last; { sleep 300 & } 2>/dev/null; exit 5", Some("5"), ""),
+        ("trap 'echo last' EXIT; exit 6", Some("6"), ""),
+        ("set -euo pipefail; echo last; false | true; echo NO", Some("1"), ""),
+        ("exec 2>&1; exec echo last", None, ""),
+        ("echo last; exec sh -c 'printf error >&2; exit 7'", Some("7"), "error"),
+        ("echo last; exec sh -c 'exec >&- 2>&- <&-; exit 8'", Some("8"), ""),
     ] {
         let mut shell = Shell::start().await;
-        shell.begin(code).await;
-        let mut printed = String::new();
+        let seen = shell.run(code).await;
+        assert_eq!(seen.failure.as_deref(), status, "{code}");
+        let lines: Vec<_> = seen.printed.iter().filter(|(stream, _)| *stream == Stdout).collect();
+        assert_eq!(lines, [&(Stdout, "last\n".to_owned())], "{code}");
+        assert_eq!(seen.stderr(), said, "{code}");
+        assert!(shell.bash.begin("echo", false).await.is_err());
+    }
+}
+
+#[tokio::test]
+async fn its_death_is_told_after_what_it_said() {
+    for (code, hidden, how) in [
+        ("echo last; echo exit >&2; sleep 300 & kill -KILL $$", false, "was killed (signal 9)"),
+        ("exit 3", true, "ended with exit code 3"),
+    ] {
+        let mut shell = Shell::start().await;
+        shell.bash.begin(code, hidden).await.unwrap();
+        let mut printed = [String::new(), String::new()];
         let died = loop {
-            match shell.bash.next().await {
-                Ok(Event::Printed { stream: Stdout, text, .. }) => printed += &text,
-                Ok(Event::Printed { .. }) => {}
+            match shell.next().await {
+                Ok(Event::Printed { stream, text, .. }) => {
+                    printed[usize::from(stream == Stderr)] += &text;
+                }
+                Ok(Event::Started(_)) => {}
                 Ok(other) => panic!("{other:?}"),
                 Err(died) => break died,
             }
         };
-        assert_eq!(printed, "last\n", "{code}");
-        assert!(died.0.starts_with(how), "{code}: {died}");
+        if !hidden {
+            assert_eq!(printed[0], "last\n");
+            assert!(printed[1].contains("exit\n"), "{printed:?}");
+        }
+        assert!(died.0.contains(how), "{code}: {died}");
         assert!(shell.bash.begin("echo", false).await.is_err());
+    }
+}
+
+#[tokio::test]
+async fn prompts_that_a_cell_sets_are_not_printed() {
+    let mut shell = Shell::start().await;
+    for code in [
+        "PS0='(zero) '; PS1='(one) '; PS2='(two) '; PS4='(four) '",
+        "echo line",
+        "PS1='(one) '; false",
+        "for i in 1; do\n  echo 'over\nlines'; done",
+        "echo on; PS1='(one) '; kill -INT $$; echo NO",
+        "echo line",
+    ] {
+        let seen = shell.run(code).await;
+        assert!(!seen.stderr().contains('('), "{code}: {seen:?}");
     }
 }
 
@@ -285,9 +340,7 @@ async fn what_runs_in_the_background_neither_holds_a_cell_nor_hangs() {
     shell.run("{ read <gate; echo later; yes | head -c 5000000; echo done >finished; } &").await;
     std::fs::write(shell._directory.path().join("gate"), "\n").unwrap();
     // More than the pipe holds: it is read although no cell runs.
-    while !shell._directory.path().join("finished").exists() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    until(|| shell._directory.path().join("finished").exists()).await;
     let seen = shell.run("echo now").await;
     let text: String = seen.printed.iter().map(|(_, text)| text.as_str()).collect();
     assert!(text.starts_with("later\ny\n") && text.contains("now\n"), "{}", text.len());
@@ -311,4 +364,18 @@ async fn a_cell_cannot_take_away_what_the_next_one_needs() {
             assert!(seen.printed.contains(&(said.0, said.1.to_owned())), "{code}: {seen:?}");
         }
     }
+}
+
+#[tokio::test]
+async fn what_is_said_before_a_hidden_cell_begins_is_kept_in_bounds() {
+    let mut shell = Shell::start().await;
+    for _ in 0..10_000 {
+        let at = jiff::Timestamp::now();
+        shell.bash.attached.keep(Item::Printed { stream: Stdout, text: "x".repeat(1000), at });
+    }
+    let seen = shell.run("echo now").await;
+    let text: String = seen.printed.iter().map(|(_, text)| text.as_str()).collect();
+    assert!(text.starts_with("xxx") && text.ends_with("now\n"), "{}", text.len());
+    assert!(text.contains("bytes of output between cells are left out]"), "{}", text.len());
+    assert!(text.len() < 100_000, "{}", text.len());
 }

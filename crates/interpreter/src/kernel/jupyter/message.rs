@@ -178,7 +178,7 @@ impl Raised {
     pub(crate) fn aborted() -> Self {
         Self {
             ename: "ExecutionAborted".to_owned(),
-            evalue: "The kernel called the cell off".to_owned(),
+            evalue: "the kernel called the cell off".to_owned(),
             traceback: Vec::new(),
         }
     }

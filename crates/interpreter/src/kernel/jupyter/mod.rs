@@ -1,6 +1,8 @@
-//! Jupyter kernels, over their own protocol: ZeroMQ on sockets in a directory that is the kernel's.
+//! Jupyter kernels, over their own protocol: ZeroMQ on sockets in a directory that is the kernel's, or on
+//! ports for those that know nothing else.
 //!
-//! - [`spec`]: how a kernel is started. [`connection`]: its sockets. [`message`]: what goes over them.
+//! - [`spec`]: what a kernel's command is. [`start`]: its start. [`connection`]: its sockets.
+//!   [`message`]: what goes over them.
 //!
 //! A cell is a request on the shell channel. What it does comes over iopub, which everybody who
 //! listens gets, each message with the number of the request it is about; it is over when its reply
@@ -9,32 +11,26 @@
 pub(crate) mod connection;
 pub(crate) mod message;
 pub(crate) mod spec;
+mod start;
 
-use std::{
-    collections::VecDeque,
-    process::Stdio,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::VecDeque, time::Duration};
 
 use async_trait::async_trait;
 use rustix::process::Signal;
 use serde::de::DeserializeOwned;
 use serde_json::json;
-use tokio::{
-    io::AsyncReadExt,
-    process::{ChildStderr, Command},
-    time::{sleep, timeout},
-};
+use tokio::time::{Instant, sleep_until, timeout};
 use zeromq::{SocketRecv, SocketSend, ZmqError, ZmqMessage};
 
+pub(crate) use self::start::start;
 use self::{
     connection::{Channels, Endpoints, broken},
     message::{Message, Raised, Reply, Session, without_colours},
-    spec::{InterruptMode, Spec},
+    spec::InterruptMode,
+    start::greet,
 };
 use super::{
-    Died, Event, Failure, Kernel, Launch, MAX_CONTENT, attached::printed, backlog::Backlog,
+    Died, Event, Failure, Kernel, MAX_CONTENT, attached::printed, backlog::Backlog,
     process::Process,
 };
 
@@ -45,15 +41,8 @@ const END_TIMEOUT: Duration = Duration::from_secs(1);
 /// there is between two interrupts.
 const REPLY_TIMEOUT: Duration = Duration::from_millis(300);
 
-/// How long to wait for a kernel that starts to be heard on iopub, until it is asked once more. Its
-/// answer to the first question may have come before it knew that somebody listens.
-const ASK_INTERVAL: Duration = Duration::from_millis(100);
-
 /// A message of this size, bytes, leaves a socket with memory for another one like it.
 const SWELLING: usize = 4 << 20;
-
-/// How much is kept of what a kernel says on its standard error, bytes: for when it does not start.
-const DIAGNOSTICS: usize = 4096;
 
 /// A Jupyter kernel that runs.
 struct Jupyter {
@@ -81,6 +70,8 @@ struct Cell {
     /// Whether it was interrupted. That can hit a kernel which has run the cell and is about to reply:
     /// ipykernel then is idle and never does.
     interrupted: bool,
+    /// Since when a reply may be lacking.
+    unanswered: Option<Instant>,
     failed: bool,
     /// What is to be told next.
     events: VecDeque<Event>,
@@ -88,87 +79,20 @@ struct Cell {
     backlog: Backlog,
 }
 
-/// Starts a kernel and waits until it can run cells. `setup` is the first, hidden.
-///
-/// # Errors
-/// When it cannot be started, or ends.
-pub(crate) async fn start(
-    launch: &Launch,
-    spec: &Spec,
-    setup: Option<&str>,
-) -> Result<Box<dyn Kernel>, Died> {
-    let failed = |error: std::io::Error| Died(format!("the kernel cannot be started: {error}"));
-    let session = Session::new();
-    let endpoints = Endpoints::new(&launch.dir).map_err(failed)?;
-    let file = launch.dir.join("connection.json");
-    endpoints.write(&file, session.key()).map_err(failed)?;
-    let argv = spec.command(&file.to_string_lossy());
-    let mut command = Command::new(&argv[0]);
-    command.args(&argv[1..]).envs(&spec.env).current_dir(&launch.cwd);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-    let mut process = Process::spawn(command)
-        .map_err(|error| Died(format!("`{}` cannot be started: {error}", argv[0])))?;
-    let diagnostics = process.child().stderr.take().map(Diagnostics::collect);
-
-    let connected = async {
-        let mut channels = endpoints.connect().await?;
-        greet(&session, &mut channels).await?;
-        Ok(channels)
-    };
-    let outcome = tokio::select! {
-        connected = connected => connected,
-        how = process.ended() => Err(Died(how)),
-    };
-    let channels = match (outcome, diagnostics) {
-        (Ok(channels), _) => channels,
-        (Err(died), Some(diagnostics)) => return Err(diagnostics.explain(died).await),
-        (Err(died), None) => return Err(died),
-    };
-    let interrupt_mode = spec.interrupt_mode;
-    let cell = Cell::default();
-    let mut kernel =
-        Jupyter { process, endpoints, channels, swollen: false, session, interrupt_mode, cell };
-    if let Some(code) = setup
-        && let Some(failure) = super::run_hidden(&mut kernel, code).await?
-    {
-        crate::log(&format!("setting a kernel up failed: {}: {}", failure.name, failure.value));
-    }
-    Ok(Box::new(kernel))
-}
-
-/// Asks until the kernel has answered on the shell channel and been heard on iopub.
-async fn greet(session: &Session, channels: &mut Channels) -> Result<(), Died> {
-    let (mut answered, mut heard) = (false, false);
-    while !(answered && heard) {
-        let (_, request) = session.request("kernel_info_request", &json!({}));
-        channels.shell.send(request).await.map_err(broken)?;
-        let asked = sleep(ASK_INTERVAL);
-        tokio::pin!(asked);
-        while !(answered && heard) {
-            tokio::select! {
-                reply = channels.shell.recv() => {
-                    reply.map_err(broken)?;
-                    answered = true;
-                }
-                message = channels.iopub.recv() => {
-                    let message = message.ok().and_then(Message::parse);
-                    // Only what answers us shows that we are subscribed; a welcome does not.
-                    heard |= message.is_some_and(|message| message.kind == "status");
-                }
-                // Without an answer it is busy starting: one question is enough.
-                () = &mut asked, if answered => break,
-            }
-        }
-    }
-    Ok(())
-}
-
 impl Jupyter {
     /// Takes another socket for iopub, and the memory of the one before is free. Begins anew if it was
     /// dropped.
     async fn shrink(&mut self) -> Result<(), Died> {
-        self.channels.iopub = self.endpoints.subscribe().await?;
-        greet(&self.session, &mut self.channels).await?;
+        let Self { process, endpoints, channels, session, .. } = self;
+        let renewed = async {
+            channels.iopub = endpoints.subscribe().await?;
+            greet(session, channels).await
+        };
+        tokio::select! {
+            renewed = renewed => renewed?,
+            // Connecting waits for whoever is to listen there.
+            how = process.ended() => return Err(Died(how)),
+        }
         self.swollen = false;
         Ok(())
     }
@@ -205,12 +129,13 @@ impl Kernel for Jupyter {
             if let Some(event) = self.cell.events.pop_front() {
                 return Ok(event);
             }
-            if self.swollen && self.cell.is_over() {
+            if self.swollen && self.cell.is_over() && !self.cell.ends_kernel() {
                 self.shrink().await?;
             }
             if let Some(end) = self.cell.end() {
                 return end;
             }
+            let unanswered = self.cell.unanswered();
             // Receiving loses nothing when it is dropped: a message is taken whole or not at all.
             tokio::select! {
                 biased;
@@ -224,7 +149,7 @@ impl Kernel for Jupyter {
                 },
                 _ = self.channels.control.recv() => {}
                 how = self.process.ended() => return Err(Died(how)),
-                () = sleep(REPLY_TIMEOUT), if self.cell.may_lack_a_reply() => {
+                () = since(unanswered, REPLY_TIMEOUT) => {
                     self.cell.reply = Some(Reply::unreadable());
                 }
             }
@@ -344,14 +269,20 @@ impl Cell {
         self.idle && self.reply.is_some()
     }
 
-    fn may_lack_a_reply(&self) -> bool {
-        self.idle && self.interrupted && self.reply.is_none()
+    fn ends_kernel(&self) -> bool {
+        self.reply.as_ref().is_some_and(Reply::ends_kernel)
+    }
+
+    /// Since when it has been idle and interrupted, without a reply.
+    fn unanswered(&mut self) -> Option<Instant> {
+        let may_lack_a_reply = self.idle && self.interrupted && self.reply.is_none();
+        may_lack_a_reply.then(|| *self.unanswered.get_or_insert_with(Instant::now))
     }
 
     /// How it ended, if it has, and all else has been told.
     fn end(&mut self) -> Option<Result<Event, Died>> {
         let reply = self.reply.as_ref().filter(|_| self.is_over())?;
-        if reply.ends_kernel() {
+        if self.ends_kernel() {
             return Some(Err(Died("the cell ended the kernel, as exit() does".to_owned())));
         }
         // Some kernels say only here what failed.
@@ -381,36 +312,13 @@ impl Cell {
     }
 }
 
-/// The last of what a kernel says on its standard error, which is read for as long as it lives.
-struct Diagnostics {
-    text: Arc<Mutex<Vec<u8>>>,
-    reader: tokio::task::JoinHandle<()>,
-}
-
-impl Diagnostics {
-    fn collect(mut stderr: ChildStderr) -> Self {
-        let text = Arc::new(Mutex::new(Vec::new()));
-        let kept = Arc::clone(&text);
-        let reader = tokio::spawn(async move {
-            let mut buffer = [0; DIAGNOSTICS];
-            while let Ok(length @ 1..) = stderr.read(&mut buffer).await {
-                let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
-                kept.extend_from_slice(&buffer[..length]);
-                let excess = kept.len().saturating_sub(DIAGNOSTICS);
-                kept.drain(..excess);
-            }
-        });
-        Self { text, reader }
-    }
-
-    /// Adds what was said to why a kernel did not start.
-    async fn explain(self, Died(why): Died) -> Died {
-        // What it said last may still be on its way; what it left running may hold the pipe open.
-        let _ = timeout(ASK_INTERVAL, self.reader).await;
-        let text = self.text.lock().unwrap_or_else(PoisonError::into_inner);
-        match String::from_utf8_lossy(&text).trim() {
-            "" => Died(why),
-            said => Died(format!("{why}: {said}")),
-        }
+/// Waits until so much time has passed since then; forever if that has not been.
+async fn since(then: Option<Instant>, time: Duration) {
+    match then {
+        Some(then) => sleep_until(then + time).await,
+        None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests;

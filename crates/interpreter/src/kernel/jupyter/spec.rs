@@ -4,6 +4,10 @@ use std::{collections::BTreeMap, fs, io, path::Path};
 
 use serde::Deserialize;
 
+/// Languages whose kernels make ports on 127.0.0.1, where the world finds them, of what are to be sockets
+/// in a directory: those of the Java machine, whose ZeroMQ (JeroMQ) has no others.
+const ONLY_PORTS: [&str; 5] = ["java", "kotlin", "scala", "groovy", "clojure"];
+
 /// A `kernel.json`.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Spec {
@@ -60,6 +64,11 @@ impl Spec {
         }
     }
 
+    /// Whether it is known that it cannot have sockets in a directory.
+    pub(crate) fn knows_only_ports(&self) -> bool {
+        ONLY_PORTS.contains(&self.language.to_lowercase().as_str())
+    }
+
     /// The command for a kernel that is to read this connection file.
     pub(crate) fn command(&self, connection_file: &str) -> Vec<String> {
         let fill = |argument: &String| {
@@ -84,6 +93,7 @@ mod tests {
         let jar = format!("{}/k.jar", root.path().display());
         assert_eq!(spec.command("/c.json"), ["java", "-jar", &jar, "/c.json"]);
         assert_eq!(spec.interrupt_mode, InterruptMode::Message);
+        assert!(spec.knows_only_ports() && !Spec::ipykernel().knows_only_ports());
         fs::write(root.path().join("kernel.json"), r#"{"argv": []}"#).unwrap();
         assert!(Spec::read(root.path()).is_err());
     }

@@ -3,7 +3,12 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::*;
-use crate::kernel::Stream::{self, Stderr, Stdout};
+use crate::kernel::{
+    Stream::{self, Stderr, Stdout},
+    soon, until,
+};
+
+mod interrupts;
 
 struct Notebook {
     node: Node,
@@ -31,14 +36,18 @@ impl Notebook {
         let dir = directory.path().join(".kernel");
         fs::create_dir(&dir).unwrap();
         let launch = Launch { cwd: directory.path().into(), dir };
-        let node = Node::start_program(&program(), &launch, typescript).await.unwrap();
+        let node = soon(Node::start_program(&program(), &launch, typescript)).await.unwrap();
         Self { node, directory }
+    }
+
+    async fn next(&mut self) -> Result<Event, Died> {
+        soon(self.node.next()).await
     }
 
     async fn follow(&mut self) -> Result<Vec<Did>, Died> {
         let mut did = Vec::new();
         loop {
-            did.push(match self.node.next().await? {
+            did.push(match self.next().await? {
                 Event::Started(_) => continue,
                 Event::Printed { stream, text, .. } => Did::Printed(stream, text),
                 Event::Shown { data, is_main: false } => Did::Showed(data.into()),
@@ -73,7 +82,7 @@ impl Notebook {
 
     async fn until(&mut self, wanted: &str) {
         loop {
-            if let Event::Printed { text, .. } = self.node.next().await.unwrap()
+            if let Event::Printed { text, .. } = self.next().await.unwrap()
                 && text.contains(wanted)
             {
                 return;
@@ -119,7 +128,7 @@ async fn state_stays_and_the_last_value_is_the_result() {
     }
     notebook.node.begin("1", false).await.unwrap();
     let count = u64::try_from(cells.len()).unwrap() + 1;
-    assert_eq!(notebook.node.next().await.unwrap(), Event::Started(count));
+    assert_eq!(notebook.next().await.unwrap(), Event::Started(count));
     notebook.follow().await.unwrap();
 }
 
@@ -259,6 +268,24 @@ async fn failures_have_the_place_in_the_cell() {
 }
 
 #[tokio::test]
+async fn a_name_that_cannot_be_declared_again_comes_with_what_to_do() {
+    let mut notebook = Notebook::start(false).await;
+    notebook.run("function f() {}; let x").await;
+    for (code, name) in [("const f = 1", "f"), ("import f from 'fs'", "f"), ("var x", "x")] {
+        let failure = notebook.failure(code).await;
+        let value = format!("Identifier '{name}' has already been declared in an earlier cell");
+        assert!(failure.value.starts_with(&value), "{code}: {failure:?}");
+        assert!(failure.value.contains("assign to it without declaring it"), "{failure:?}");
+        assert_eq!(failure.traceback, format!("SyntaxError: {}", failure.value));
+    }
+    assert_eq!(notebook.value("f = 1; x = 2; f + x").await, "3");
+    // Of one cell, it is the engine's.
+    let failure = notebook.failure("let y; let y").await;
+    assert_eq!(failure.value, "Identifier 'y' has already been declared");
+    assert!(failure.traceback.contains("<cell-6>:1\nlet y; let y\n           ^"), "{failure:?}");
+}
+
+#[tokio::test]
 async fn what_nobody_catches_is_said_and_ends_nothing() {
     let mut notebook = Notebook::start(false).await;
     let did = notebook
@@ -289,12 +316,10 @@ async fn what_nobody_catches_is_said_and_ends_nothing() {
         )
         .await;
     std::fs::write(notebook.directory.path().join("next"), "").unwrap();
-    while !notebook.directory.path().join("a").exists() {
-        tokio::task::yield_now().await;
-    }
+    until(|| notebook.directory.path().join("a").exists()).await;
     // A hidden one in between has no part in it.
     notebook.node.begin("0", true).await.unwrap();
-    while notebook.node.next().await.unwrap() != Event::Done {}
+    while notebook.next().await.unwrap() != Event::Done {}
     let did = notebook.run("3").await;
     assert_eq!(did, [out("later\n"), Did::Result(json!({"text/plain": "3"}))]);
 }
@@ -371,28 +396,21 @@ async fn typescript_is_understood() {
 }
 
 #[tokio::test]
-async fn an_interrupt_ends_the_cell_and_state_stays() {
-    let mut notebook = Notebook::start(false).await;
-    notebook.run("let kept = 1").await;
-    for code in [
-        "console.log('on'); while (true) {}",
-        "await 1; console.log('on'); for (;;);",
-        "setTimeout(() => console.log('on')); await new Promise(() => { globalThis.r = setInterval(() => {}, 1e6) })",
-        "console.log('on'); while (true) await null",
-        "console.log('on'); for (;;) await new Promise((resolve) => setTimeout(resolve, 10))",
-        "console.log('on'); require('child_process').execSync('sleep 300')",
-        "({ [require('util').inspect.custom]() { console.log('on'); for (;;); } })",
+async fn what_typescript_has_and_node_has_not_is_named() {
+    let mut notebook = Notebook::start(true).await;
+    for (code, what, traceback) in [
+        ("class A {\n  @d m() {}\n}", "decorators are", "<cell-1>:2\n  @d m() {}\n  ^\n"),
+        ("export @d() class A {}", "decorators are", "<cell-2>:1\n"),
+        ("enum E { B }\nclass A {\n @d x: number = 1 }", "decorators are", "<cell-3>:3\n @d x"),
+        ("class A { accessor z: number = 1 }", "`accessor` fields are", "<cell-4>:1\nclass A"),
     ] {
-        notebook.node.begin(code, false).await.unwrap();
-        notebook.until("on\n").await;
-        notebook.node.interrupt().await;
-        let did = notebook.follow().await.unwrap();
-        let Some(Did::Failed(failure)) = did.last() else { panic!("{code}: {did:?}") };
-        assert_eq!(failure.name, "Interrupted", "{code}");
-        // One that comes too late does nothing to the next cell.
-        notebook.node.interrupt().await;
-        assert_eq!(notebook.value("kept").await, "1", "{code}");
+        let failure = notebook.failure(code).await;
+        assert_eq!(failure.name, "SyntaxError", "{code}");
+        assert!(failure.value.contains(&format!("{what} not supported")), "{code}: {failure:?}");
+        assert!(failure.traceback.starts_with(traceback), "{code}: {failure:?}");
+        assert!(failure.traceback.ends_with(&failure.value), "{code}: {failure:?}");
     }
+    assert_eq!(notebook.value("class C { accessor = '@d' }; new C().accessor").await, "'@d'");
 }
 
 #[tokio::test]
@@ -406,10 +424,10 @@ async fn its_death_is_told_after_what_it_said() {
     ] {
         let mut notebook = Notebook::start(false).await;
         notebook.node.begin(code, false).await.unwrap();
-        assert_eq!(notebook.node.next().await.unwrap(), Event::Started(1));
+        assert_eq!(notebook.next().await.unwrap(), Event::Started(1));
         let mut printed = Vec::new();
         let died = loop {
-            match notebook.node.next().await {
+            match notebook.next().await {
                 Ok(Event::Printed { stream, text, .. }) => printed.push((stream, text)),
                 Ok(other) => panic!("{other:?}"),
                 Err(died) => break died,
@@ -430,7 +448,7 @@ async fn hidden_cells_leave_no_trace_but_what_they_did() {
         assert_eq!(did.len(), usize::from(failed), "{did:?}");
     }
     notebook.node.begin("process.env.X", false).await.unwrap();
-    assert_eq!(notebook.node.next().await.unwrap(), Event::Started(1));
+    assert_eq!(notebook.next().await.unwrap(), Event::Started(1));
     assert_eq!(notebook.follow().await.unwrap(), [Did::Result(json!({"text/plain": "'y'"}))]);
 }
 
@@ -439,7 +457,7 @@ async fn a_program_that_is_no_node_is_said() {
     let directory = tempfile::tempdir().unwrap();
     let launch = Launch { cwd: directory.path().into(), dir: directory.path().into() };
     let start = async |program: &str| {
-        Node::start_program(program.as_ref(), &launch, false).await.unwrap_err().0
+        soon(Node::start_program(program.as_ref(), &launch, false)).await.unwrap_err().0
     };
     assert!(start("/no/such").await.starts_with("node cannot be started"));
     assert!(start("false").await.starts_with("the kernel ended with exit code 1"));
