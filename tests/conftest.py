@@ -36,12 +36,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture(scope="session")
-def stack(request: pytest.FixtureRequest) -> Iterator[Stack | RunningStack]:
+def stack() -> Iterator[Stack | RunningStack]:
     """The one stack of this run; its settings are in the environment, where the SDK looks."""
-    items = request.session.items
-    asked = {name for item in items for name in [item.path.name, *item.fixturenames]}
-    interpreting = any("interpreter" in name for name in asked)
-    with stacks.session(options=stacks.WITH_INTERPRETER if interpreting else ()) as running:
+    with stacks.session() as running:
         _stack.append(running)
         yield running
 

@@ -9,6 +9,7 @@ import secrets
 import sqlite3
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -48,6 +49,13 @@ def create_pausing(stack: object) -> Iterator[Callable[..., Sandbox]]:
     yield make
     for sandbox in made:
         sandbox.kill()
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    """Threads for calls that go on while the test does something else."""
+    with ThreadPoolExecutor(8) as threads:
+        yield threads
 
 
 @pytest.fixture

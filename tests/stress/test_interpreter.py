@@ -8,13 +8,13 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 from e2b_code_interpreter import Sandbox
 from PIL import Image
 
 from support import lifecycle
+from support.host import memory_of
 from support.wait import equals
 
 SANDBOXES = 100
@@ -36,29 +36,20 @@ plt.show()
 """
 
 
-def available() -> int:
-    """Memory that programs could still have, without swapping; bytes."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name == "MemAvailable":
-            return int(value.split()[0]) << 10
-    raise AssertionError("this kernel does not say what memory is available")
-
-
 @contextmanager
-def memory() -> Iterator[Callable[[], int]]:
-    """Gives the most memory that was in use at a time since the beginning, more than then."""
-    before, least, over = available(), available(), threading.Event()
+def memory(instance: str) -> Iterator[Callable[[], int]]:
+    """Gives the most memory that the instance's sandboxes have held at a time."""
+    most, over = 0, threading.Event()
 
     def watch() -> None:
-        nonlocal least
+        nonlocal most
         while not over.wait(0.1):
-            least = min(least, available())
+            most = max(most, memory_of(instance))
 
     thread = threading.Thread(target=watch)
     thread.start()
     try:
-        yield lambda: before - least
+        yield lambda: most
     finally:
         over.set()
         thread.join()
@@ -66,26 +57,29 @@ def memory() -> Iterator[Callable[[], int]]:
 
 @pytest.mark.timeout(1800)
 def test_a_hundred_plots(
-    create_interpreter: Callable[..., Sandbox], record_property: Callable[[str, object], None]
+    create_interpreter: Callable[..., Sandbox],
+    instance: str,
+    record_property: Callable[[str, object], None],
 ) -> None:
-    def draw(number: int) -> tuple[int, int]:
+    def draw(number: int) -> tuple[str, tuple[int, int]]:
         sandbox = create_interpreter(timeout=1800, request_timeout=600)
         execution = sandbox.run_code(PLOT.format(number=number), timeout=600, request_timeout=600)
         assert execution.error is None, execution.error
         (result,) = execution.results
         picture = Image.open(io.BytesIO(base64.b64decode(result.png)))
         picture.load()
-        return picture.size
+        return sandbox.sandbox_id, picture.size
 
-    with memory() as peak, ThreadPoolExecutor(AT_ONCE) as pool:
-        sizes = list(pool.map(draw, range(SANDBOXES)))
-        assert min(sizes) > (300, 200)
+    with memory(instance) as peak, ThreadPoolExecutor(AT_ONCE) as pool:
+        sizes = dict(pool.map(draw, range(SANDBOXES)))
+        assert min(sizes.values()) > (300, 200)
         # None of them ended on the way: this many were there at once.
-        assert len(lifecycle.listed()) == SANDBOXES
+        assert len(sizes) == SANDBOXES
+        assert sizes.keys() <= set(lifecycle.listed())
         used = peak()
     print(f"{used / (1 << 30):.1f} GiB at the peak")
     record_property("peak_bytes", used)
-    assert used < MOST_BYTES
-    for sandbox_id in lifecycle.listed():
+    assert 0 < used < MOST_BYTES
+    for sandbox_id in sizes:
         Sandbox.kill(sandbox_id)
-    equals("sandboxes", lifecycle.listed, [])
+    equals("sandboxes", lambda: sizes.keys() & lifecycle.listed(), set())

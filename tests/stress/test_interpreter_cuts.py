@@ -77,10 +77,8 @@ def request(sandbox: Sandbox, context: Context, code: str) -> bytes:
 
 def next_cell_runs(sandbox: Sandbox, contexts: dict[str, Context]) -> None:
     """Asserts that every context takes the next cell as if nothing had been before."""
-    still_works(sandbox, context=contexts["python"])
-    still_works(sandbox, context=contexts["javascript"])
-    answer = sandbox.run_code("echo $((1 + 1))", context=contexts["bash"], timeout=60)
-    assert out(answer) == "2\n"
+    for context in contexts.values():
+        still_works(sandbox, context=context)
 
 
 # Rules: INT-25
@@ -182,7 +180,7 @@ def test_killed_and_cut_by_many_at_once(interpreter: Sandbox, contexts: dict[str
         pattern = draw.choice(["ipykernel", "node", "bash"])
         interpreter.commands.run(
             f"sleep {draw.random():.3f}; pgrep -P $(pgrep -n -x code-interprete) -f {pattern}"
-            " | shuf -n 1 --random-source=/dev/zero | xargs -r kill -9",
+            " | shuf -n 1 --random-source=/dev/zero | xargs -r kill -9 || true",
             user="root",
         )
     for each in clients:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import httpx
 import pytest
@@ -18,7 +17,7 @@ from stress.conftest import instance_of
 from support import paths
 from support.counting import Counting, Seen, ask, assert_gapless, seen
 from support.crashes import abort_after, crash, is_alive
-from support.host import first_process, left_behind
+from support.host import first_process, left_behind, memory_of
 from support.lifecycle import events, is_paused
 from support.stack import Stack
 from support.templates import Builds
@@ -142,16 +141,6 @@ def test_what_stopping_leaves_of_it(
         assert_gapless(sandbox)
     assert sandbox.files.read("/home/user/file") == "kept"
     assert sandbox.kill() is True
-
-
-def memory_of(instance: str) -> int:
-    """Bytes of memory that an instance's sandboxes hold. What the kernel keeps at hand of files,
-    such as a checkpoint's, is not of it: it makes room for whoever needs it."""
-    for file in Path("/sys/fs/cgroup").glob(f"**/atoll-{instance}/memory.stat"):
-        lines = dict(line.split() for line in file.read_text().splitlines())
-        # Of version 1 and of version 2 of control groups, with those below.
-        return int(lines.get("total_rss") or lines["anon"])
-    raise AssertionError(f"no control group of {instance} counts memory")
 
 
 @pytest.mark.parametrize("kept", ["checkpoint"], indirect=True, scope="module")
@@ -327,15 +316,22 @@ def test_a_crash_in_a_snapshot(stack: Stack, counting: Counting, point: str) -> 
     goes_on(counting, before)
 
 
+@pytest.fixture
+def build(api: httpx.Client) -> Iterator[Builds]:
+    """Builds templates that are deleted with the test."""
+    builds = Builds(api)
+    yield builds
+    builds.clean()
+
+
 def test_a_template_of_which_the_memory_cannot_be_restored_boots(
-    stack: Stack, kept: str, api: httpx.Client
+    stack: Stack, kept: str, build: Builds
 ) -> None:
     if kept != "checkpoint":
         pytest.skip("templates have no memory")
-    builds = Builds(api)
     template = Template().from_template("base")
     began = "date +%s.%N > /tmp/began; exec sleep infinity"
-    name = builds(template.set_start_cmd(began, "test -s /tmp/began")).name
+    name = build(template.set_start_cmd(began, "test -s /tmp/began")).name
 
     def begun() -> str:
         with Sandbox.create(name, timeout=60) as sandbox:
@@ -354,4 +350,3 @@ def test_a_template_of_which_the_memory_cannot_be_restored_boots(
             stack.stop()
     stack.start()
     assert begun() == in_build
-    builds.clean()

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -186,11 +187,19 @@ def test_a_crash_while_sandboxes_are_being_made(stack: Stack) -> None:
     stack.start()
 
 
-def bringing(log_name: str) -> Stack:
-    """The stack of this run, if it is started with a template; its log is new."""
-    log = paths.LOGS / f"{log_name}.log"
-    log.unlink(missing_ok=True)
-    return Stack(log_name=log_name, options=("--with", "httpbin"))
+@contextmanager
+def bringing(stack: Stack, log_name: str) -> Iterator[str]:
+    """Starts the stack of this run with a template, and afterwards as it was; what it said."""
+    stack.stop()
+    given = Stack(log_name=log_name, options=("--with", "httpbin"))
+    given.log.unlink(missing_ok=True)
+    try:
+        given.start()
+        yield given.log.read_text()
+        given.stop()
+    finally:
+        given.kill()
+        stack.start()
 
 
 @pytest.fixture
@@ -202,33 +211,49 @@ def no_template(stack: Stack, api: httpx.Client) -> Iterator[None]:
 
 
 def test_a_template_that_it_is_started_with(stack: Stack, no_template: None) -> None:
-    stack.stop()
     # The next start has nothing to do.
     for times in ("first", "second"):
-        given = bringing(f"stack-with-{times}")
-        given.start()
-        said = given.log.read_text()
-        ready = said.index("Atoll is ready")
-        assert said[:ready].count("Building the template httpbin (once)") == (times == "first")
-        with Sandbox.create("httpbin", timeout=30) as sandbox:
-            sandbox.commands.run("curl -fsS localhost:8080/uuid")
-        given.stop()
-    stack.start()
+        with bringing(stack, f"stack-with-{times}") as said:
+            ready = said.index("Atoll is ready")
+            assert said[:ready].count("Building the template httpbin (once)") == (times == "first")
+            with Sandbox.create("httpbin", timeout=30) as sandbox:
+                sandbox.commands.run("curl -fsS localhost:8080/uuid")
 
 
 def test_a_template_that_cannot_be_built_is_in_nobodys_way(stack: Stack, no_template: None) -> None:
     # No template can have the name of a snapshot.
     with Sandbox.create(timeout=60) as sandbox:
         sandbox.create_snapshot("httpbin")
-    stack.stop()
-    given = bringing("stack-with-failing")
-    given.start()
-    said = given.log.read_text()
-    (warning,) = [line for line in said.splitlines() if "httpbin was not built" in line]
-    assert warning.endswith("; `atoll template add httpbin` tries again and shows all.")
-    assert re.match("atoll: ATL-[0-9]{4}: ", warning), warning
-    assert said.index(warning) < said.index("Atoll is ready")
-    with Sandbox.create(timeout=30) as sandbox:
-        assert sandbox.is_running()
-    given.stop()
-    stack.start()
+    with bringing(stack, "stack-with-failing") as said:
+        (warning,) = [line for line in said.splitlines() if "httpbin was not built" in line]
+        assert warning.endswith(" `atoll template add httpbin` tries again and shows all.")
+        assert re.match("atoll: ATL-[0-9]{4}: ", warning), warning
+        assert said.index(warning) < said.index("Atoll is ready")
+        with Sandbox.create(timeout=30) as sandbox:
+            assert sandbox.is_running()
+
+
+@pytest.mark.skipif("ATOLL_CRIU" not in os.environ, reason="memory is not kept here")
+def test_a_template_without_memory_is_built_again_once_it_can_have_it(
+    stack: Stack, no_template: None, api: httpx.Client
+) -> None:
+    def has_memory() -> list[bool]:
+        """Of the template's builds, newest first, whether sandboxes go on from its memory."""
+        template = api.get("/templates/httpbin").json()
+        path = f"/templates/{template['templateID']}/builds"
+        builds = [build["buildID"] for build in template["builds"]]
+        logs = [api.get(f"{path}/{build}/status").json()["logEntries"] for build in builds]
+        return [any("go on from the memory" in line["message"] for line in log) for log in logs]
+
+    with pytest.MonkeyPatch.context() as without:
+        without.delenv("ATOLL_CRIU")
+        with bringing(stack, "stack-with-cold") as said:
+            assert "memory can be kept now" not in said
+            assert has_memory() == [False]
+    # The start after that has nothing to do.
+    for times in ("first", "second"):
+        with bringing(stack, f"stack-with-warm-{times}") as said:
+            assert said.count("again: memory can be kept now") == (times == "first")
+            assert has_memory() == [True, False]
+            with Sandbox.create("httpbin", timeout=30) as sandbox:
+                sandbox.commands.run("curl -fsS localhost:8080/uuid")

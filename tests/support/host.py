@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,9 @@ def count(instance: str, pid: int, data_dir: Path) -> Counts:
 
 def left_behind(instance: str, data_dir: Path) -> dict[str, list[str]]:
     """What is still there of an instance that does not run; nothing should be."""
-    mounts = [line for line in _lines(outside_proc() / "mountinfo") if str(data_dir) in line]
+    # Other stacks have directories of which the names go on where this one's ends.
+    ours = re.compile(re.escape(str(data_dir)) + r"(?![\w-])")
+    mounts = [line for line in _lines(outside_proc() / "mountinfo") if ours.search(line)]
     found = {
         "processes": [str(process) for process in instance_processes(instance, None)],
         "mounts": mounts,
@@ -124,6 +127,18 @@ def instance_cgroups(instance: str) -> list[str]:
         for directory, _, _ in os.walk("/sys/fs/cgroup")
         if f"atoll-{instance}" in directory
     ]
+
+
+def memory_of(instance: str) -> int:
+    """Bytes of memory that an instance's sandboxes hold. What the kernel keeps at hand of files,
+    such as a checkpoint's, is not of it: it makes room for whoever needs it."""
+    for directory in instance_cgroups(instance):
+        file = Path(directory) / "memory.stat"
+        if Path(directory).name == f"atoll-{instance}" and file.exists():
+            lines = dict(line.split() for line in _lines(file))
+            # Of version 1 and of version 2 of control groups, with those below.
+            return int(lines.get("total_rss") or lines["anon"])
+    raise AssertionError(f"no control group of {instance} counts memory")
 
 
 def oom_kills(instance: str) -> int:

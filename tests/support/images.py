@@ -15,6 +15,7 @@ makes new ones. `RECIPES` has them by name:
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import io
@@ -25,7 +26,6 @@ import subprocess
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -383,14 +383,17 @@ def made(name: str) -> Path:
     directory = HERE / f"{name}-{recipe}"
     if not directory.exists():
         for old in _siblings(name):
-            shutil.rmtree(old)
+            shutil.rmtree(old, ignore_errors=True)
         HERE.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(dir=HERE))
         write(partial, *RECIPES[name]())
-        with suppress(FileExistsError):
-            # Where another run was faster, its is as good.
+        try:
             partial.rename(directory)
-        shutil.rmtree(partial, ignore_errors=True)
+        except OSError as error:
+            # Where another run was faster, its is as good.
+            if error.errno not in {errno.EEXIST, errno.ENOTEMPTY}:
+                raise
+            shutil.rmtree(partial)
     return directory
 
 

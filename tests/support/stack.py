@@ -37,8 +37,8 @@ PORTS = {
 #: The first start makes the templates, with packages from a mirror.
 START_SECONDS = 1800
 
-#: For a stack with code interpreters.
-WITH_INTERPRETER = ("--with", "code-interpreter")
+#: What the stack of a session is started with; only the first start has to build it.
+TEMPLATES = ("--with", "code-interpreter")
 STOP_SECONDS = 20
 
 
@@ -76,6 +76,8 @@ class Stack:
         ]
         return [
             *self._wrap,
+            # A run that is killed, as by a test's timeout, leaves nothing for the next one to meet.
+            *("setpriv", "--pdeathsig", "TERM"),
             *(str(paths.ATOLL), "up", "--data-dir", str(self.data_dir), "--ca-bundle", "host"),
             *ports,
             *registries,
@@ -184,14 +186,14 @@ def exported(env: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def session(log_name: str = "stack", options: Sequence[str] = ()) -> Iterator[Stack | RunningStack]:
+def session(log_name: str = "stack") -> Iterator[Stack | RunningStack]:
     """The stack that tests run against, with its settings exported."""
     if "ATOLL_TEST_URL" in os.environ:
         running = RunningStack()
         with exported(running.env):
             yield running
         return
-    stack = Stack(log_name=log_name, options=options)
+    stack = Stack(log_name=log_name, options=TEMPLATES)
     stack.start()
     try:
         with exported(stack.env):
@@ -205,7 +207,7 @@ def session(log_name: str = "stack", options: Sequence[str] = ()) -> Iterator[St
 def main() -> int:
     """Runs the command given against a stack; its status is ours."""
     names.reexec("-m", "support.stack", *sys.argv[1:])
-    with registry.session() as images, session("stack-js", WITH_INTERPRETER) as stack:
+    with registry.session() as images, session("stack-js") as stack:
         os.environ["ATOLL_TEST_IMAGE"] = images.push("busybox-musl")
         code = subprocess.run(sys.argv[1:], check=False).returncode
         if code:

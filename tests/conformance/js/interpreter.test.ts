@@ -55,9 +55,9 @@ test.each(Object.keys(where))('a context of %s begins where it is told', async (
   const context = await sandbox.createCodeContext({ cwd: '/tmp', language })
   expect(context).toMatchObject({ language, cwd: '/tmp' })
   const execution = await sandbox.runCode(where[language], { context })
-  expect(execution.logs.stdout).toEqual(['/tmp\n'])
+  expect(execution.logs.stdout.join('')).toBe('/tmp\n')
   const atHome = await sandbox.runCode(where.python)
-  expect(atHome.logs.stdout).toEqual(['/home/user\n'])
+  expect(atHome.logs.stdout.join('')).toBe('/home/user\n')
 })
 
 // Rules: INT-5, INT-12, INT-13, INT-9

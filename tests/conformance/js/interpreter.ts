@@ -1,8 +1,10 @@
 import { Sandbox } from '@e2b/code-interpreter'
 import { onTestFinished } from 'vitest'
 
-/** Whether the SDK only creates contexts, as older ones do. */
-export const onlyCreates = !('restartCodeContext' in Sandbox.prototype)
+import { before } from './support'
+
+/** Whether the SDK only creates contexts, as older ones do; the newest has to have the rest. */
+export const onlyCreates = !('restartCodeContext' in Sandbox.prototype) && before('2.51.0')
 
 type CreateOptions = NonNullable<Parameters<typeof Sandbox.create>[0]>
 
@@ -26,10 +28,10 @@ export async function stillWorks(sandbox: Sandbox, options: { context?: Context 
   if (execution.error || execution.text !== '2') throw new Error(JSON.stringify(execution))
 }
 
-/** A cell in each language that prints `begun` and ends when that file is there. */
+/** A cell in each language that prints `begun`, in one write, and ends when that file is there. */
 export const latched: Record<string, (path: string) => string> = {
   python: (path) =>
-    `print('begun', flush=True)\nimport os, time\nwhile not os.path.exists('${path}'): time.sleep(0.01)`,
+    `print('begun\\n', end='', flush=True)\nimport os, time\nwhile not os.path.exists('${path}'): time.sleep(0.01)`,
   javascript: (path) =>
     `console.log('begun')\nwhile (!require('fs').existsSync('${path}'))` +
     ' await new Promise((done) => setTimeout(done, 10))',

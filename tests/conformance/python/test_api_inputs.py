@@ -14,7 +14,10 @@ import httpx
 import pytest
 from e2b import Sandbox
 
+from support.sdk import newest
 from support.wait import wait_for
+
+pytestmark = newest
 
 
 def check_error(answer: httpx.Response, status: int) -> str:

@@ -121,19 +121,22 @@ def test_doctor_tries_what_it_reports(stack: Stack, tmp_path: Path) -> None:
     assert doctor(tmp_path)["ports"]["verdict"] == "warning"
 
 
+#: All that takes seconds: to fork a hundred times, and to pack an image of 500 MiB, takes minutes.
+PARTS = "lives,commands,pauses,idle,start,transfer,peers"
+
+
 def test_bench_reports_figures(stack: Stack) -> None:
-    ran = atoll("bench", "--json", "--creates", "5", "--file-mib", "64", timeout=240)
+    options = ("--only", PARTS, "--creates", "5", "--file-mib", "64")
+    ran = atoll("bench", "--json", *options, timeout=240)
     assert ran.returncode == 0, ran.stderr
     rows = json.loads(ran.stdout)["rows"]
     names = {row["name"] for row in rows}
     assert {"create", "create to first command", "kill", "command round trip"} <= names
     assert {"pause, idle", "resume, idle", "resume by a request, idle", "fork, idle"} <= names
-    assert all(0 <= row["min"] <= row["p50"] <= row["p99"] <= row["max"] for row in rows)
-    # What a fork costs on disk may be nothing.
-    assert all(row["min"] > 0 for row in rows if not row["name"].startswith("disk of"))
+    assert all(0 < row["min"] <= row["p50"] <= row["p99"] <= row["max"] for row in rows)
 
 
-def test_bench_compares_cells(create_interpreter: object) -> None:
+def test_bench_compares_cells(stack: Stack) -> None:
     ran = atoll("bench", "--only", "interpreter", "--json", "--creates", "5", timeout=240)
     assert ran.returncode == 0, ran.stderr
     rows = {row["name"]: row for row in json.loads(ran.stdout)["rows"]}

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import termios
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -35,11 +36,11 @@ plt.show()
 
 
 @pytest.fixture(autouse=True)
-def no_sandbox_is_left(create_interpreter: object) -> Iterator[None]:
+def no_sandbox_is_left(stack: object) -> Iterator[None]:
     """Whatever came of a run, its sandbox is gone."""
-    before = lifecycle.listed()
+    before = set(lifecycle.listed())
     yield
-    equals("sandboxes", lifecycle.listed, before)
+    equals("new sandboxes", lambda: set(lifecycle.listed()) - before, set())
 
 
 def atoll_run(
@@ -103,7 +104,7 @@ def test_a_picture_that_cannot_be_saved_is_said(tmp_path: Path) -> None:
     (tmp_path / "a-1.jpeg").mkdir()
     ran = atoll_run(tmp_path, "a.py")
     assert (ran.returncode, ran.stdout) == (1, "goes on\n")
-    assert "a-1.jpeg cannot be saved" in ran.stderr
+    assert "ATL-1011" in ran.stderr and "a-1.jpeg cannot be saved" in ran.stderr
 
 
 def test_standard_input(tmp_path: Path) -> None:
@@ -168,6 +169,55 @@ def test_output_comes_as_it_is_printed_and_a_reader_may_leave(tmp_path: Path) ->
         assert ran.wait(timeout=30) == 1
 
 
+#: Writes to the clipboard of whoever looks on, in two pieces, and in red.
+HOSTILE = r"""
+import sys, time
+for stream in (sys.stdout, sys.stderr):
+    for piece in ("\x1b[31mred\x1b]52;c;", "Y3VybA==\x07\x1b[2J\x9b2J\u4e2d\rdone\n"):
+        print(piece, end="", file=stream, flush=True)
+        time.sleep(0.2)
+display({"text/plain": "shown \x1b]0;owned\x07\x1b[1mbold"}, raw=True)
+raise ValueError("\x1b]0;owned\x07\x1b[1mnot bold")
+"""
+
+
+def test_what_is_printed_steers_no_terminal(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text(HOSTILE)
+    ours, theirs = os.openpty()
+    ran = subprocess.Popen(
+        [str(paths.ATOLL), "run", "a.py"], cwd=tmp_path, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    seen = _all(ours).decode().replace("\r\n", "\n")
+    assert ran.wait(timeout=30) == 1
+    assert seen.count("\x1b[31mred2J\u4e2d\rdone\n") == 2, seen
+    assert "shown \x1b[1mbold\n" in seen
+    assert "ValueError: ]0;ownednot bold\n" in seen
+    # Colours that were left on are taken back.
+    assert seen.endswith("\x1b[0m")
+    assert not any(hostile in seen for hostile in ("\x1b]", "\x1b[2J", "\x9b", "\x07")), seen
+
+
+def _all(terminal: int) -> bytes:
+    """What a program writes to a terminal until it closes it."""
+    seen = b""
+    with os.fdopen(terminal, "rb", buffering=0) as stream, suppress(OSError):
+        # The end of a terminal is an error.
+        while piece := stream.read(4096):
+            seen += piece
+    return seen
+
+
+def test_what_is_printed_into_files_is_as_it_was(tmp_path: Path) -> None:
+    ran = atoll_run(tmp_path, "-", input=HOSTILE)
+    # A return is read as an end of a line here.
+    printed = "\x1b[31mred\x1b]52;c;Y3VybA==\x07\x1b[2J\x9b2J\u4e2d\ndone\n"
+    assert ran.stdout == printed + "shown \x1b]0;owned\x07\x1b[1mbold\n"
+    assert printed in ran.stderr
+    # What is told of the error is for people in any case; the server has taken out the escapes.
+    assert ran.stderr.endswith("ValueError: ]0;ownednot bold\n")
+
+
 def test_ctrl_c(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("import time\nprint('begun', flush=True)\ntime.sleep(600)\n")
     with started(tmp_path, "a.py") as ran:
@@ -206,10 +256,11 @@ def _field(status: Path, name: str) -> str:
 
 
 def test_too_long(tmp_path: Path) -> None:
-    code = "import time\nprint('begun', flush=True)\ntime.sleep(600)"
-    ran = atoll_run(tmp_path, "--timeout", "3", "-", input=code)
+    # The time runs from before there is a kernel: Bash's is there at once, wherever this runs.
+    options = ("--lang", "bash", "--timeout", "5")
+    ran = atoll_run(tmp_path, *options, "-", input="echo begun; sleep 600")
     assert (ran.returncode, ran.stdout) == (1, "begun\n")
-    assert "ATL-3012" in ran.stderr and "3 s" in ran.stderr
+    assert "ATL-3012" in ran.stderr and "5 s" in ran.stderr
 
 
 def test_the_sandbox_ends(tmp_path: Path) -> None:

@@ -19,7 +19,10 @@ from protobuf import Oneof
 from pyqwest import HTTPVersion, SyncClient, SyncHTTPTransport
 
 from support.routing import proxy_address
+from support.sdk import newest
 from support.wait import wait_for
+
+pytestmark = newest
 
 PROTOCOLS = {
     "connect": (ProtocolType.CONNECT, HTTPVersion.HTTP1),

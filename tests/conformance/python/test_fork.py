@@ -11,11 +11,9 @@ from e2b import AuthenticationException, NotFoundException, Sandbox, SandboxExce
 
 from support import routing
 from support.counting import Counting
-from support.sdk import NEWEST, SDK
+from support.sdk import needs
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(Sandbox, "fork") and SDK < NEWEST, reason=f"e2b {SDK} has no fork"
-)
+pytestmark = needs(Sandbox, "fork")
 
 Create = Callable[..., Sandbox]
 Fork = Callable[..., list[Sandbox]]

@@ -42,7 +42,14 @@ async def test_callbacks_in_order(async_interpreter: AsyncSandbox) -> None:
                 told.append(getattr(event, what))
                 return
 
-    code = "print(1, flush=True)\ndisplay(2)\nimport sys; print(3, file=sys.stderr, flush=True)\nno"
+    # One write for each line, so that it is told in one piece.
+    code = """
+import sys
+print("1\\n", end="", flush=True)
+display(2)
+print("3\\n", end="", file=sys.stderr, flush=True)
+no
+"""
     execution = await async_interpreter.run_code(
         code, on_stdout=hear, on_stderr=hear, on_result=hear, on_error=hear
     )

@@ -127,6 +127,21 @@ def test_a_series_of_pandas_has_times(interpreter: Sandbox) -> None:
 
 
 # Rules: CHART-2
+@pytest.mark.parametrize(
+    "code",
+    [
+        "plt.plot(np.array([1, 2, 3], dtype='timedelta64[s]'), [1, 2, 3])",
+        "pd.Series([1, 2, 3], index=np.array([1, 2, 3], dtype='timedelta64[s]')).plot();",
+    ],
+    ids=["matplotlib", "pandas"],
+)
+def test_lengths_of_time_are_where_the_ticks_are(interpreter: Sandbox, code: str) -> None:
+    chart = drawn(interpreter, code, LineChart)
+    assert list(series(chart).values()) == [[(1, 1), (2, 2), (3, 3)]]
+    assert (chart.x_scale, min(chart.x_ticks) <= 1 < 3 <= max(chart.x_ticks)) == ("linear", True)
+
+
+# Rules: CHART-2
 @pytest.mark.parametrize("call", ["plot", "scatter"])
 def test_categories_are_strings(interpreter: Sandbox, call: str) -> None:
     kind = LineChart if call == "plot" else ScatterChart
@@ -184,6 +199,14 @@ plt.text(1, 3, "note")
     assert series(drawn(interpreter, code, LineChart)) == {"measured": [(1, 3), (2, 4)]}
 
 
+# Rules: CHART-2
+@pytest.mark.parametrize("call", ["plot", "scatter"])
+def test_a_rectangle_in_a_plot_makes_no_bars_of_it(interpreter: Sandbox, call: str) -> None:
+    code = f"plt.{call}([1, 2], [3, 4])\nplt.gca().add_patch(plt.Rectangle((1, 3), 1, 1))"
+    chart = drawn(interpreter, code, LineChart if call == "plot" else ScatterChart)
+    assert list(series(chart).values()) == [[(1, 3), (2, 4)]]
+
+
 # Rules: CHART-3
 def test_bars(interpreter: Sandbox) -> None:
     code = """
@@ -219,6 +242,60 @@ def test_groups_of_bars(interpreter: Sandbox, code: str) -> None:
 
 
 # Rules: CHART-3
+@pytest.mark.parametrize(
+    ("code", "labels"),
+    [
+        ("plt.bar(at - 0.135, [1, 2], 0.27)\nplt.bar(at + 0.135, [3, 4], 0.27)", ["0", "1"]),
+        ("plt.barh(at - 0.2, [1, 2], 0.4)\nplt.barh(at + 0.2, [3, 4], 0.4)", ["0", "1"]),
+        ("plt.hist([[1, 2, 2], [1, 1, 1, 2, 2, 2, 2]], bins=[0.5, 1.5, 2.5])", ["1", "2"]),
+        ("plt.hist([[5, 15, 15], [5, 5, 5, 15, 15, 15, 15]], bins=[0, 10, 20])", ["5", "15"]),
+        (
+            "sns.histplot({'a': [1, 15, 15], 'b': [1, 1, 1, 15, 15, 15, 15]}, bins=[0, 10, 20],"
+            " multiple='dodge', hue_order=['b', 'a']);",
+            ["0 to 10", "10 to 20"],
+        ),
+    ],
+    ids=["side by side", "lying", "histogram", "histogram of tens", "histogram of seaborn"],
+)
+def test_bars_side_by_side_have_one_label(
+    interpreter: Sandbox, code: str, labels: list[str]
+) -> None:
+    found = bars(drawn(interpreter, f"at = np.arange(2)\n{code}", BarChart))
+    assert [(label, value) for label, _, value in found] == [
+        *zip(labels * 2, [1, 2, 3, 4], strict=True)
+    ]
+
+
+# Rules: CHART-3
+def test_bars_at_different_places_have_different_labels(interpreter: Sandbox) -> None:
+    code = "plt.bar([1, 3], [1, 3])\nplt.bar([2, 4], [2, 4])"
+    found = bars(drawn(interpreter, code, BarChart))
+    assert [(label, value) for label, _, value in found] == [("1", 1), ("3", 3), ("2", 2), ("4", 4)]
+    code = "plt.hist([0, 2], bins=2)\nplt.hist([0.25, 2.25], bins=2)"
+    found = bars(drawn(interpreter, code, BarChart))
+    assert [label for label, *_ in found] == ["0 to 1", "1 to 2", "0.25 to 1.25", "1.25 to 2.25"]
+
+
+# Rules: CHART-3
+@pytest.mark.parametrize(
+    ("code", "days"),
+    [
+        ("index=pd.date_range('2024-01-01', periods=2)).plot.bar();", ["01-01", "01-02"]),
+        (
+            "index=pd.date_range('2024-01-31', periods=2, freq='ME')).plot.bar();",
+            ["01-01", "02-01"],
+        ),
+        ("index=pd.period_range('2024-01', periods=2, freq='M')).plot.bar();", ["01-01", "02-01"]),
+    ],
+    ids=["days", "months", "periods"],
+)
+def test_bars_of_pandas_have_times(interpreter: Sandbox, code: str, days: list[str]) -> None:
+    chart = drawn(interpreter, f"pd.DataFrame({{'a': [1, 2], 'b': [3, 4]}}, {code}", BarChart)
+    first, second = (f"2024-{day}T00:00:00" for day in days)
+    assert bars(chart) == [(first, "a", 1), (second, "a", 2), (first, "b", 3), (second, "b", 4)]
+
+
+# Rules: CHART-3
 @pytest.mark.parametrize("lying", [False, True])
 def test_bars_of_seaborn(interpreter: Sandbox, lying: bool) -> None:
     axis, other = ("y", "x") if lying else ("x", "y")
@@ -237,6 +314,27 @@ def test_bars_of_seaborn(interpreter: Sandbox, lying: bool) -> None:
 def test_a_histogram_says_from_where_to_where(interpreter: Sandbox) -> None:
     chart = drawn(interpreter, "plt.hist([0, 1, 1, 2, 2, 3], bins=3, label='n')", BarChart)
     assert bars(chart) == [("0 to 1", "n", 1), ("1 to 2", "n", 2), ("2 to 3", "n", 3)]
+
+
+# Rules: CHART-3
+@pytest.mark.parametrize(
+    ("code", "labels"),
+    [
+        ("plt.bar([1, 2], [1, 2], width=1.0)", ["1", "2"]),
+        ("plt.bar([20240101, 20240102], [1, 2])", ["20240101", "20240102"]),
+        ("sns.histplot([1, 2, 2], discrete=True);", ["1", "2"]),
+        (
+            "plt.bar(pd.date_range('2024-01-01', periods=2), [1, 2], width=1.0)",
+            ["2024-01-01T00:00:00", "2024-01-02T00:00:00"],
+        ),
+    ],
+    ids=["touching", "large", "counted", "days"],
+)
+def test_a_bar_at_a_whole_number_has_it_as_its_label(
+    interpreter: Sandbox, code: str, labels: list[str]
+) -> None:
+    found = bars(drawn(interpreter, code, BarChart))
+    assert [(label, value) for label, _, value in found] == [*zip(labels, [1, 2], strict=True)]
 
 
 # Rules: CHART-3
@@ -272,13 +370,28 @@ BOXES = [("1", (1, 2, 3, 4, 4), [20]), ("2", (2, 3, 4, 5, 6), [])]
 
 # Rules: CHART-3
 @pytest.mark.parametrize("options", ["", "patch_artist=True", "orientation='horizontal'"])
-@pytest.mark.parametrize("notch", [False, True])
-def test_box_plots(interpreter: Sandbox, options: str, notch: bool) -> None:
+@pytest.mark.parametrize("means", ["notch=True", "showmeans=True", "showmeans=True, meanline=True"])
+def test_box_plots(interpreter: Sandbox, options: str, means: str) -> None:
     data = "[[1, 2, 3, 4, 20], [2, 3, 4, 5, 6]]"
-    code = f"plt.boxplot({data}, notch={notch}, showmeans=True, meanline=True, {options})"
-    chart = drawn(interpreter, code, BoxAndWhiskerChart)
+    chart = drawn(interpreter, f"plt.boxplot({data}, {means}, {options})", BoxAndWhiskerChart)
     assert chart.type == ChartType.BOX_AND_WHISKER
     assert boxes(chart) == BOXES
+
+
+# Rules: CHART-3
+def test_what_is_drawn_over_a_box_is_no_outlier(interpreter: Sandbox) -> None:
+    code = """
+plt.boxplot([[1, 2, 3, 4, 20], [2, 3, 4, 5, 6]], showmeans=True)
+plt.plot([1, 2], [30, 30], "r*")
+plt.plot([2], [40], "b*")
+"""
+    assert boxes(drawn(interpreter, code, BoxAndWhiskerChart)) == BOXES
+
+
+# Rules: CHART-3
+def test_a_median_at_the_end_of_its_box_is_not_the_mean(interpreter: Sandbox) -> None:
+    code = "plt.boxplot([1, 1, 1, 5, 9], showmeans=True, meanline=True)"
+    assert boxes(drawn(interpreter, code, BoxAndWhiskerChart)) == [("1", (1, 1, 1, 5, 9), [])]
 
 
 # Rules: CHART-3
@@ -288,8 +401,9 @@ def test_box_plots(interpreter: Sandbox, options: str, notch: bool) -> None:
         "pd.DataFrame({'1': [1, 2, 3, 4, 20], '2': [2, 3, 4, 5, 6]}).boxplot();",
         "sns.boxplot(data={'1': [1, 2, 3, 4, 20], '2': [2, 3, 4, 5, 6]});",
         "sns.boxplot(data={'1': [1, 2, 3, 4, 20], '2': [2, 3, 4, 5, 6]}, orient='h');",
+        "sns.boxplot(data={'1': [1, 2, 3, 4, 20], '2': [2, 3, 4, 5, 6]}, showmeans=True);",
     ],
-    ids=["pandas", "seaborn", "seaborn, lying"],
+    ids=["pandas", "seaborn", "seaborn, lying", "seaborn, with means"],
 )
 def test_box_plots_of_others(interpreter: Sandbox, code: str) -> None:
     assert boxes(drawn(interpreter, code, BoxAndWhiskerChart)) == BOXES

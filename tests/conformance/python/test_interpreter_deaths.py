@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from e2b import TimeoutException
 from e2b_code_interpreter import Context, Execution, Sandbox
 
 from support import routing
-from support.interpreter import http, out, remove, still_works, value
+from support.interpreter import err, http, out, remove, still_works, value
 from support.sdk import newest
 from support.wait import wait_for
+
+pytestmark = newest
 
 #: Cells that end their kernel at once.
 DEADLY = {
@@ -36,18 +37,6 @@ LEAVING = {
 }
 
 
-def ask(sandbox: Sandbox, language: str, context: Context) -> Execution:
-    code = "echo $((1 + 1))" if language == "bash" else "1 + 1"
-    return sandbox.run_code(code, context=context, timeout=60)
-
-
-def answers(sandbox: Sandbox, language: str, context: Context) -> None:
-    """Asserts that the context runs a cell as if nothing had been before."""
-    execution = ask(sandbox, language, context)
-    assert execution.error is None, execution
-    assert (execution.text or "".join(execution.logs.stdout)).strip() == "2"
-
-
 def restarted(execution: Execution) -> str:
     """Asserts that a cell ended with its kernel; why, as the user is told."""
     assert execution.error is not None, execution
@@ -64,7 +53,7 @@ def test_a_kernel_that_dies_within_a_cell(interpreter: Sandbox, name: str) -> No
     made = interpreter.create_code_context(language=language, cwd="/tmp")
     assert interpreter.run_code("", context=made).error is None
     restarted(interpreter.run_code(code, context=made, timeout=60))
-    answers(interpreter, language, made)
+    still_works(interpreter, context=made)
     # It is a new kernel: it counts from the beginning, in the directory of the context.
     where = {"python": "%pwd", "javascript": "process.cwd()", "bash": "pwd"}[language]
     execution = interpreter.run_code(where, context=made)
@@ -79,11 +68,34 @@ def test_a_cell_that_leaves(interpreter: Sandbox, language: str) -> None:
     made = interpreter.create_code_context(language=language)
     for code in LEAVING[language]:
         interpreter.run_code(code, context=made, timeout=60)
-        answers(interpreter, language, made)
+        still_works(interpreter, context=made)
     # Again and again, without a pause: the next cell never meets a kernel that goes.
     for _ in range(3):
         interpreter.run_code(LEAVING[language][0], context=made, timeout=60)
-        answers(interpreter, language, made)
+        still_works(interpreter, context=made)
+    remove(interpreter, made)
+
+
+# Rules: INT-20, INT-30
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [("exit", None), ("exit 3", "3"), ("set -euo pipefail; false | true; echo never", "1")],
+)
+def test_a_cell_that_ends_bash(interpreter: Sandbox, code: str, status: str | None) -> None:
+    """It ends as a script would, and costs the context its variables."""
+    made = interpreter.create_code_context(language="bash")
+    assert interpreter.run_code("kept=42", context=made).error is None
+    execution = interpreter.run_code(f"echo before; {code}", context=made, timeout=60)
+    assert (execution.logs.stdout, execution.logs.stderr) == (["before\n"], [])
+    if status is None:
+        assert execution.error is None
+    else:
+        assert execution.error is not None
+        assert (execution.error.name, execution.error.value) == ("ExitCode", status)
+        assert "the cell ended the shell" in execution.error.traceback
+    after = interpreter.run_code("echo ${kept-gone}", context=made, timeout=60)
+    assert out(after) == "gone\n"
+    assert err(after).startswith("Context was restarted")
     remove(interpreter, made)
 
 
@@ -100,7 +112,6 @@ def test_what_was_printed_before_is_told(interpreter: Sandbox, context: Context)
 
 
 # Rules: INT-30
-@newest
 @pytest.mark.parametrize(
     ("language", "code"),
     [
@@ -145,7 +156,7 @@ def test_a_kernel_that_is_killed_between_cells(
         found = out(interpreter.run_code(pid, context=made)).strip()
         interpreter.commands.run(f"kill -9 {found}", user="root")
         # Not a moment later: the server may not know yet.
-        answers(interpreter, language, made)
+        still_works(interpreter, context=made)
     remove(interpreter, made)
 
 
@@ -288,7 +299,7 @@ def test_a_server_that_a_cell_leaves(
             return answer.status_code == 200 and answer.text == hostname
 
     wait_for("the server", served, seconds=30)
-    answers(interpreter, language, made)
+    still_works(interpreter, context=made)
     assert served()
     remove(interpreter, made)
 
@@ -299,18 +310,8 @@ def test_output_of_what_a_cell_leaves_running(interpreter: Sandbox) -> None:
     made = interpreter.create_code_context(language="bash")
     execution = interpreter.run_code("sleep 300 & echo started", context=made, timeout=30)
     assert out(execution) == "started\n"
-    answers(interpreter, "bash", made)
+    still_works(interpreter, context=made)
     code = "import subprocess; left = subprocess.Popen(['sleep', '300']); print('started')"
     assert out(interpreter.run_code(code, timeout=30)) == "started\n"
     still_works(interpreter)
     remove(interpreter, made)
-
-
-# Rules: INT-30
-def test_a_cell_that_stops_its_kernel(interpreter: Sandbox, context: Context) -> None:
-    """SIGSTOP is no death; when the client gives up, the next cell runs all the same."""
-    with pytest.raises(TimeoutException):
-        interpreter.run_code(
-            "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)", context=context, timeout=1.5
-        )
-    still_works(interpreter, context=context)

@@ -48,25 +48,30 @@ def show(language: str, name: str, code: dict[str, str] = SHOW) -> str:
     return code[language].replace("NAME", name)
 
 
+#: What a sandbox is made with.
+ENVS = {"GREETING": "of the sandbox", "ODD": VALUES[3]}
+
+
 @pytest.fixture(scope="module")
 def greeting(stack: object) -> Iterator[Sandbox]:
     """A sandbox with variables of its own."""
     require_names()
-    sandbox = Sandbox.create(timeout=600, envs={"GREETING": "of the sandbox", "ODD": VALUES[3]})
+    sandbox = Sandbox.create(timeout=600, envs=ENVS)
     yield sandbox
     sandbox.kill()
 
 
 # Rules: INT-27
 @pytest.mark.parametrize("language", SHOW)
-def test_the_sandboxs_variables(greeting: Sandbox, language: str) -> None:
-    first = greeting.run_code(show(language, "GREETING"), language=language)
+def test_the_sandboxs_variables(create_interpreter: Create, language: str) -> None:
+    sandbox = create_interpreter(envs=ENVS)
+    first = sandbox.run_code(show(language, "GREETING"), language=language)
     assert (out(first), first.execution_count) == ("of the sandbox", 1)
-    assert out(greeting.run_code(show(language, "ODD"), language=language)) == VALUES[3]
-    made = greeting.create_code_context(language=language)
-    assert out(greeting.run_code(show(language, "GREETING"), context=made)) == "of the sandbox"
-    who = greeting.run_code(show(language, "E2B_SANDBOX_ID"), language=language)
-    assert out(who) == greeting.sandbox_id
+    assert out(sandbox.run_code(show(language, "ODD"), language=language)) == VALUES[3]
+    made = sandbox.create_code_context(language=language)
+    assert out(sandbox.run_code(show(language, "GREETING"), context=made)) == "of the sandbox"
+    who = sandbox.run_code(show(language, "E2B_SANDBOX_ID"), language=language)
+    assert out(who) == sandbox.sandbox_id
 
 
 # Rules: INT-27
@@ -90,6 +95,28 @@ def test_a_calls_variables_hold_for_it_alone(greeting: Sandbox, language: str) -
         code = show(language, name)
         assert out(greeting.run_code(code, language=language, envs=envs)) == during
         assert out(greeting.run_code(code, language=language)) == after
+
+
+# Rules: INT-28
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import os; os.environ['GREETING'] = 'of a cell'",
+        "process.env.GREETING = 'of a cell'",
+        "export GREETING='of a cell'",
+    ],
+    ids=["python", "javascript", "bash"],
+)
+def test_a_call_can_say_what_the_sandbox_says(
+    request: pytest.FixtureRequest, greeting: Sandbox, code: str
+) -> None:
+    """Also if a cell has changed that."""
+    language = request.node.callspec.id
+    assert greeting.run_code(code, language=language).error is None
+    show_it = show(language, "GREETING")
+    assert out(greeting.run_code(show_it, language=language)) == "of a cell"
+    said = greeting.run_code(show_it, language=language, envs={"GREETING": "of the sandbox"})
+    assert out(said) == "of the sandbox"
 
 
 # Rules: INT-28

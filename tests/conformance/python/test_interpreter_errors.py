@@ -63,6 +63,39 @@ def test_a_traceback_shows_the_way(interpreter: Sandbox, context: Context) -> No
 
 
 # Rules: INT-20
+@pytest.mark.parametrize(
+    ("code", "name", "text"),
+    [
+        ("raise ExceptionGroup('some', [ValueError('inner')])", "ExceptionGroup", "some"),
+        (
+            "import asyncio\nasync def fail():\n    raise ValueError('inner')\n"
+            "async with asyncio.TaskGroup() as group:\n    group.create_task(fail())",
+            "ExceptionGroup",
+            "unhandled errors in a TaskGroup",
+        ),
+        (
+            "try:\n    raise ExceptionGroup('some', [ValueError('inner')])\n"
+            "except ExceptionGroup:\n    raise KeyError('later')",
+            "KeyError",
+            "'later'",
+        ),
+    ],
+    ids=["group", "tasks", "later"],
+)
+def test_groups_of_errors(
+    interpreter: Sandbox, context: Context, code: str, name: str, text: str
+) -> None:
+    execution = interpreter.run_code(code, context=context)
+    assert execution.error is not None
+    assert execution.logs.stderr == []
+    assert (execution.error.name, text in execution.error.value) == (name, True)
+    traceback = execution.error.traceback
+    assert "ValueError: inner" in traceback and f"{name}: {text}" in traceback
+    # The way begins in the cell.
+    assert "interactiveshell" not in traceback
+
+
+# Rules: INT-20
 @pytest.mark.parametrize("language", ["javascript", "typescript"])
 @pytest.mark.parametrize(
     ("code", "name", "text"),
@@ -143,7 +176,9 @@ def test_what_is_wrong_with_a_script(interpreter: Sandbox) -> None:
 # Rules: INT-20, INT-15
 def test_an_error_among_the_events(interpreter: Sandbox, context: Context) -> None:
     """What was shown before it is there, and nothing comes after it but the end."""
-    told = events(interpreter, "print(1)\ndisplay(2)\nnobody\nprint(3)", context_id=context.id)
+    # One write, so that it is told in one piece.
+    code = "print('1\\n', end='')\ndisplay(2)\nnobody\nprint(3)"
+    told = events(interpreter, code, context_id=context.id)
     assert [event["type"] for event in told] == [
         "number_of_executions",
         "stdout",

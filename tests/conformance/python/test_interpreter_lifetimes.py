@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,9 +12,9 @@ import pytest
 from e2b import TimeoutException
 from e2b_code_interpreter import Sandbox
 
-from support.interpreter import http, latch, out, still_works, stream, value
+from support.interpreter import begun, http, latch, out, still_works, stream, value
 from support.lifecycle import pause
-from support.sdk import NEWEST, SDK, needs, since
+from support.sdk import needs, since
 
 Create = Callable[..., Sandbox]
 
@@ -29,7 +29,7 @@ def keep(sandbox: Sandbox) -> None:
 
 
 #: Without CRIU a copy has the disk alone, and its kernels begin anew.
-COPIES_MEMORY = "ATOLL_CRIU" in os.environ
+COPIES_MEMORY = bool(os.environ.get("ATOLL_CRIU"))
 
 
 def copied(sandbox: Sandbox) -> None:
@@ -92,7 +92,7 @@ def test_a_snapshot_has_the_variables(
 
 
 # Rules: INT-33
-@pytest.mark.skipif(not hasattr(Sandbox, "fork") and SDK < NEWEST, reason=f"e2b {SDK}: no fork")
+@needs(Sandbox, "fork")
 def test_forks_have_the_variables(own_interpreter: Sandbox) -> None:
     source = own_interpreter
     keep(source)
@@ -151,25 +151,19 @@ def test_a_seed_of_the_users_holds(own_interpreter: Sandbox) -> None:
     assert value(own_interpreter.run_code("random.random()")) == first
 
 
-@pytest.fixture
-def pool() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(4) as pool:
-        yield pool
-
-
 # Rules: INT-25, TRAP-2
 @since("2.30.0", "what a cut connection is called")
 def test_a_sandbox_that_is_killed_amid_a_cell(
     own_interpreter: Sandbox, pool: ThreadPoolExecutor
 ) -> None:
-    begun = threading.Event()
+    heard = threading.Event()
     running = pool.submit(
         own_interpreter.run_code,
         latch("python", "/nowhere"),
-        on_stdout=lambda message: begun.set(),
+        on_stdout=lambda message: heard.set(),
         timeout=60,
     )
-    assert begun.wait(30)
+    assert heard.wait(30)
     assert own_interpreter.kill()
     with pytest.raises(TimeoutException, match="killed while the request was in progress"):
         running.result(30)
@@ -184,7 +178,7 @@ def test_a_pause_amid_a_cell(own_interpreter: Sandbox) -> None:
     assert sandbox.run_code("x = 42").error is None
     with http(sandbox) as client:
         told = stream(client, latch("python", "/nowhere"))
-        assert [next(told)["type"], next(told)["type"]] == ["number_of_executions", "stdout"]
+        begun(told)
         pause(sandbox)
         rest = []
         with pytest.raises(Exception):

@@ -6,7 +6,7 @@ import base64
 from typing import Any
 
 import pytest
-from e2b_code_interpreter import Sandbox
+from e2b_code_interpreter import Context, Sandbox
 
 from support.interpreter import only, out, value
 
@@ -256,6 +256,18 @@ altair.Chart(pandas.DataFrame({"a": [1, 2]})).mark_point().encode(x="a")
 """
     result = only(interpreter.run_code(code))
     assert "vega" in str(result.html) + str(result.extra)
+
+
+# Rules: RES-6
+@pytest.mark.parametrize("module", ["auto", "notebook"])
+def test_a_progress_bar_is_text(interpreter: Sandbox, context: Context, module: str) -> None:
+    """There are no widgets to draw it with, and no need to say so."""
+    code = f"from tqdm.{module} import tqdm, trange\nfor _ in tqdm(range(3)): pass\nsum(trange(3))"
+    execution = interpreter.run_code(code, context=context)
+    assert only(execution).text == "3"
+    shown = "".join(execution.logs.stderr)
+    assert shown.count("100%") == 2 and "3/3" in shown
+    assert "Warning" not in shown
 
 
 # Rules: RES-5

@@ -10,6 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
+from support.sdk import newest
+
+pytestmark = newest
+
 Post = Callable[..., httpx.Response]
 NOBODY = "i" + "0" * 20
 

@@ -13,7 +13,10 @@ import pytest
 from e2b import CommandExitException, Sandbox
 
 from support import paths
+from support.sdk import newest
 from support.wait import wait_for
+
+pytestmark = newest
 
 Line = dict[str, Any]
 

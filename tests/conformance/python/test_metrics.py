@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 
 import httpx
@@ -11,20 +11,40 @@ import pytest
 from e2b import AsyncSandbox, Sandbox
 
 from support import routing
-from support.sdk import since
+from support.sdk import newest, since
 from support.wait import wait_for
 
 MIB = 1 << 20
 
 
+@pytest.fixture(scope="module")
+def sampled(stack: object) -> Iterator[Sandbox]:
+    """A sandbox of which there is a sample, and which then takes memory and disk."""
+    sandbox = Sandbox.create(timeout=300)
+    wait_for("the first sample", sandbox.get_metrics, seconds=30)
+    hold = "import time; held = bytearray(100 << 20); time.sleep(600)"
+    sandbox.commands.run(f"exec python3 -c '{hold}'", background=True, timeout=0)
+    sandbox.commands.run("head -c 200M /dev/urandom > disk; sync disk", timeout=60)
+    yield sandbox
+    sandbox.kill()
+
+
+def three_samples(sandbox: Sandbox) -> list:
+    def three() -> list | None:
+        samples = sandbox.get_metrics()
+        return samples if len(samples) >= 3 else None
+
+    return wait_for("three samples", three, seconds=60)
+
+
 # Rules: METRICS-5
-async def test_samples_say_what_the_sandbox_has(shared: Sandbox) -> None:
-    samples = wait_for("the first sample", shared.get_metrics, seconds=30)
-    same = await (await AsyncSandbox.connect(shared.sandbox_id)).get_metrics()
+async def test_samples_say_what_the_sandbox_has(sampled: Sandbox) -> None:
+    samples = sampled.get_metrics()
+    same = await (await AsyncSandbox.connect(sampled.sandbox_id)).get_metrics()
     assert same[0] == samples[0]
-    assert Sandbox.get_metrics(shared.sandbox_id)[0] == samples[0]
+    assert Sandbox.get_metrics(sampled.sandbox_id)[0] == samples[0]
     sample = samples[0]
-    run = shared.commands.run
+    run = sampled.commands.run
     assert sample.cpu_count == int(run("nproc").stdout)
     assert 0 <= sample.cpu_used_pct <= 100
     assert 0 < sample.mem_used <= sample.mem_total
@@ -35,44 +55,32 @@ async def test_samples_say_what_the_sandbox_has(shared: Sandbox) -> None:
 
 
 # Rules: METRICS-5
-def test_samples_go_along_with_time(create: Callable[..., Sandbox]) -> None:
-    sandbox = create(timeout=120)
-    samples = wait_for("three samples", lambda: at_least(3, sandbox.get_metrics()), seconds=60)
-    times = [sample.timestamp.astimezone(timezone.utc) for sample in samples]
+@newest
+def test_samples_go_along_with_time(sampled: Sandbox) -> None:
+    times = [sample.timestamp.astimezone(timezone.utc) for sample in three_samples(sampled)]
     assert times == sorted(set(times))
 
 
 # Rules: METRICS-5
 @since("2.25.0", "ranges in seconds, as the API has them")
-def test_samples_of_a_range(create: Callable[..., Sandbox]) -> None:
-    sandbox = create(timeout=120)
-    started = datetime.now(timezone.utc)
-    samples = wait_for("three samples", lambda: at_least(3, sandbox.get_metrics()), seconds=60)
+def test_samples_of_a_range(sampled: Sandbox) -> None:
+    samples = three_samples(sampled)
     middle = samples[1].timestamp.astimezone(timezone.utc)
-    assert [s.timestamp for s in sandbox.get_metrics(start=middle)][:1] == [samples[1].timestamp]
-    until = [sample.timestamp for sample in sandbox.get_metrics(end=middle)]
+    assert [s.timestamp for s in sampled.get_metrics(start=middle)][:1] == [samples[1].timestamp]
+    until = [sample.timestamp for sample in sampled.get_metrics(end=middle)]
     assert until == [sample.timestamp for sample in samples[:2]]
-    assert sandbox.get_metrics(end=started - timedelta(hours=1)) == []
+    assert sampled.get_metrics(end=middle - timedelta(hours=1)) == []
     with pytest.raises(Exception, match="Invalid time range"):
-        sandbox.get_metrics(start=middle, end=middle - timedelta(minutes=1))
-
-
-def at_least(count: int, samples: list) -> list | None:
-    return samples if len(samples) >= count else None
+        sampled.get_metrics(start=middle, end=middle - timedelta(minutes=1))
 
 
 # Rules: METRICS-4, METRICS-5
-def test_what_is_used_shows(create: Callable[..., Sandbox]) -> None:
-    sandbox = create(timeout=180)
-    before = wait_for("a first sample", sandbox.get_metrics, seconds=30)[-1]
-    hold = "import time; held = bytearray(100 << 20); time.sleep(600)"
-    sandbox.commands.run(f"exec python3 -c '{hold}'", background=True, timeout=0)
-    sandbox.commands.run("head -c 200M /dev/urandom > disk; sync disk", timeout=60)
-
+@newest
+def test_what_is_used_shows(sampled: Sandbox) -> None:
     def shown() -> bool:
-        newest = sandbox.get_metrics()[-1]
-        memory = newest.mem_used - before.mem_used
-        disk = newest.disk_used - before.disk_used
+        first, *_, last = sampled.get_metrics()
+        memory = last.mem_used - first.mem_used
+        disk = last.disk_used - first.disk_used
         return memory > 90 * MIB and disk > 190 * MIB
 
     wait_for("memory and disk to show", shown, seconds=60)
@@ -85,6 +93,7 @@ def guest_metrics(client: httpx.Client) -> dict:
 
 
 # Rules: METRICS-1, METRICS-2, METRICS-3, METRICS-4
+@newest
 def test_envds_own_measurements(create: Callable[..., Sandbox]) -> None:
     sandbox = create(timeout=120)
     with routing.client(sandbox.sandbox_id, 49983) as client:
@@ -109,6 +118,7 @@ def test_envds_own_measurements(create: Callable[..., Sandbox]) -> None:
 
 
 # Rules: ENVS-1, ENVS-2
+@newest
 def test_envds_variables(create: Callable[..., Sandbox]) -> None:
     sandbox = create(timeout=60, envs={"GREETING": "grüße"})
     with routing.client(sandbox.sandbox_id, 49983) as client:

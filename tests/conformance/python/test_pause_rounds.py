@@ -14,7 +14,7 @@ from e2b import CommandExitException, NotFoundException, Sandbox, TimeoutExcepti
 
 from support.counting import Counting
 from support.lifecycle import is_paused, pause
-from support.sdk import needs, since
+from support.sdk import needs, newest, since
 from support.wait import wait_for
 
 Create = Callable[..., Sandbox]
@@ -44,6 +44,7 @@ def write(sandbox: Sandbox, number: int) -> None:
     sandbox.files.write(f"/home/user/files/{number}", f"content {number}")
 
 
+@newest
 def test_twenty_rounds_lose_nothing(counting: Counting) -> None:
     sandbox = counting.sandbox
     first = before = counting.look()
@@ -187,6 +188,7 @@ def test_connecting_many_times_at_once_resumes_once(counting: Counting) -> None:
     counting.went_on(before)
 
 
+@newest
 def test_connecting_while_it_is_being_paused(counting: Counting) -> None:
     sandbox = counting.sandbox
     before = counting.look()
@@ -206,6 +208,7 @@ def test_connecting_while_it_is_being_paused(counting: Counting) -> None:
             assert_kept(sandbox, number + 1)
 
 
+@newest
 @needs(Sandbox, "pause")
 def test_pausing_while_it_resumes(counting: Counting) -> None:
     sandbox = counting.sandbox

@@ -25,7 +25,7 @@ from e2b import (
 from e2b.sandbox_sync.commands.command_handle import CommandHandle
 
 from support.host import first_process
-from support.sdk import needs
+from support.sdk import needs, newest
 from support.wait import equals, wait_for
 
 Create = Callable[..., Sandbox]
@@ -193,6 +193,7 @@ def test_the_timeout_of_a_connect_ends_the_stream_only(shared: Sandbox) -> None:
 
 
 # Rules: STREAM-7, STREAM-14, TRAP-16, TRAP-20
+@newest
 def test_keepalives_come_through_the_proxies(shared: Sandbox) -> None:
     process = {"cmd": "sleep", "args": ["600"]}
     with stream(shared, "Start", {"process": process}, Keepalive_Ping_Interval="1") as events:
@@ -249,6 +250,7 @@ WORKING_MEMORY = 24 << 20
 
 
 # Rules: PROC-28, PROC-30, PROC-32
+@newest
 def test_a_gigabyte_of_output_costs_no_memory(create: Create) -> None:
     sandbox = create(timeout=600)
     envd = first_process(sandbox.sandbox_id)
@@ -269,6 +271,7 @@ def test_a_gigabyte_of_output_costs_no_memory(create: Create) -> None:
 
 
 # Rules: PROC-34, TRAP-10
+@newest
 def test_two_gigabytes_that_nobody_reads(create: Create) -> None:
     sandbox = create(timeout=600)
     envd = first_process(sandbox.sandbox_id)
@@ -283,6 +286,7 @@ def test_two_gigabytes_that_nobody_reads(create: Create) -> None:
 
 
 # Rules: PROC-32, PROC-33, TRAP-10
+@newest
 def test_a_reader_who_does_not_read_holds_the_process_back(create: Create) -> None:
     sandbox = create()
     envd = first_process(sandbox.sandbox_id)
@@ -308,6 +312,7 @@ def test_a_reader_who_does_not_read_holds_the_process_back(create: Create) -> No
 
 
 # Rules: PROC-42, TRAP-32
+@newest
 def test_two_thousand_commands(create: Create) -> None:
     sandbox = create(timeout=600)
     envd = first_process(sandbox.sandbox_id)
@@ -324,6 +329,7 @@ def test_two_thousand_commands(create: Create) -> None:
 
 
 # Rules: PROC-43, PROC-60
+@newest
 def test_five_hundred_at_once(create: Create) -> None:
     sandbox = create(timeout=600)
 

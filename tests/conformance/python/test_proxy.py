@@ -12,6 +12,7 @@ from e2b import AuthenticationException, Sandbox
 from e2b.sandbox.signature import get_signature
 
 from support import guest, routing
+from support.sdk import newest
 
 Create = Callable[..., Sandbox]
 ENVD = 49983
@@ -124,6 +125,7 @@ BROWSER = {"User-Agent": "Mozilla/5.0", "Accept": "text/html", "Sec-Fetch-Mode":
 
 
 # Rules: PROXY-19
+@newest
 def test_browsers_get_a_page(served: Sandbox) -> None:
     with routing.client(served.sandbox_id, 8888) as client:
         page = client.get("/", headers=BROWSER)

@@ -28,7 +28,7 @@ def block(language: str, containing: str) -> str:
 
 @newest
 def test_the_plot_is_what_its_code_draws(
-    create_interpreter: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stack: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`ATOLL_WRITE_DOCS=1` makes the picture that README shows."""
     monkeypatch.chdir(tmp_path)

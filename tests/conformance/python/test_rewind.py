@@ -11,12 +11,9 @@ import pytest
 from e2b import Sandbox
 
 from support.counting import Counting, assert_gapless
-from support.sdk import NEWEST, SDK
+from support.sdk import needs
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(Sandbox, "create_snapshot") and SDK < NEWEST,
-    reason=f"e2b {SDK} has no snapshots",
-)
+pytestmark = needs(Sandbox, "create_snapshot")
 
 Create = Callable[..., Sandbox]
 Snap = Callable[..., str]

@@ -9,6 +9,10 @@ from collections.abc import Callable
 import pytest
 from e2b import CommandExitException, Sandbox
 
+from support.sdk import newest
+
+pytestmark = newest
+
 
 def out(sandbox: Sandbox, script: str, **options: object) -> str:
     """What a command prints, without the last newline."""

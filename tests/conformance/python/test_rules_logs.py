@@ -8,7 +8,10 @@ import httpx
 import pytest
 from e2b import Sandbox
 
+from support.sdk import newest
 from support.wait import wait_for
+
+pytestmark = newest
 
 
 # Rules: LOG-1, LOG-2

@@ -11,7 +11,7 @@ import pytest
 from e2b import Sandbox, TimeoutException
 
 from support import guest, routing
-from support.sdk import since
+from support.sdk import newest, since
 from support.wait import wait_for
 
 Create = Callable[..., Sandbox]
@@ -50,6 +50,7 @@ def serve_events(sandbox: Sandbox, port: int) -> None:
 
 
 # Rules: PORT-2, PROXY-24, TRAP-19
+@newest
 @pytest.mark.parametrize("address", ["0.0.0.0", "127.0.0.1", "::1"])
 def test_a_new_server_is_reached_without_an_error_before(shared: Sandbox, address: str) -> None:
     port = {"0.0.0.0": 8300, "127.0.0.1": 8301, "::1": 8302}[address]
@@ -61,6 +62,7 @@ def test_a_new_server_is_reached_without_an_error_before(shared: Sandbox, addres
 
 
 # Rules: PORT-1, TRAP-19
+@newest
 def test_localhost_is_reached(shared: Sandbox) -> None:
     guest.serve_http(shared, "localhost", 8303)
     guest.wait_until_listening(shared, 8303)
@@ -69,6 +71,7 @@ def test_localhost_is_reached(shared: Sandbox) -> None:
 
 
 # Rules: PORT-3, PROXY-18
+@newest
 def test_a_port_closes_with_its_server_and_opens_with_the_next(shared: Sandbox) -> None:
     with routing.client(shared.sandbox_id, 8304) as client:
         for address in ["127.0.0.1", "::1", "0.0.0.0"]:
@@ -82,6 +85,7 @@ def test_a_port_closes_with_its_server_and_opens_with_the_next(shared: Sandbox) 
 
 
 # Rules: PROXY-30, PROXY-31
+@newest
 def test_events_arrive_as_they_are_sent(shared: Sandbox) -> None:
     serve_events(shared, 8200)
     with routing.client(shared.sandbox_id, 8200) as client, client.stream("GET", "/") as events:
@@ -116,6 +120,7 @@ def test_a_download_from_a_killed_sandbox_fails(create: Create) -> None:
 
 
 # Rules: PROXY-37, TRAP-2
+@newest
 def test_an_upload_to_a_killed_sandbox_fails(create: Create) -> None:
     sandbox = create()
     begun, killed = threading.Event(), threading.Event()
@@ -180,6 +185,7 @@ def test_every_call_on_a_killed_sandbox_fails(create: Create) -> None:
 
 
 # Rules: PROXY-38
+@newest
 def test_a_client_that_leaves_is_noticed(shared: Sandbox) -> None:
     serve_events(shared, 8201)
 

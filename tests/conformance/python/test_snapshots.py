@@ -12,12 +12,9 @@ import pytest
 from e2b import NotFoundException, Sandbox, SandboxException
 
 from support.counting import Counting
-from support.sdk import NEWEST, SDK, since
+from support.sdk import needs, since
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(Sandbox, "create_snapshot") and SDK < NEWEST,
-    reason=f"e2b {SDK} has no snapshots",
-)
+pytestmark = needs(Sandbox, "create_snapshot")
 
 Create = Callable[..., Sandbox]
 Snap = Callable[..., str]

@@ -18,9 +18,12 @@ import pytest
 from e2b import BuildException, Sandbox, Template
 
 from support.layers import Layers
+from support.sdk import newest
 from support.stack import RunningStack, Stack
 from support.templates import Builds, Built, Steps, step
 from support.wait import equals
+
+pytestmark = newest
 
 Create = Callable[..., Sandbox]
 

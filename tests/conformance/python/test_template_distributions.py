@@ -21,8 +21,11 @@ from e2b import (
 
 from support import lifecycle
 from support.registry import Registry
+from support.sdk import newest
 from support.templates import Builds
 from support.wait import wait_for
+
+pytestmark = newest
 
 Create = Callable[..., Sandbox]
 

@@ -17,7 +17,7 @@ from e2b import Sandbox, Template
 from support import images
 from support.images import Image, Layer, Tree
 from support.registry import PASSWORD, USER, Registry
-from support.sdk import since
+from support.sdk import newest, since
 from support.templates import Builds, Steps, step
 
 Create = Callable[..., Sandbox]
@@ -66,6 +66,7 @@ def test_references(build: Builds, create: Create, registry: Registry) -> None:
     assert failed.step == "base"
 
 
+@newest
 def test_an_image_is_fetched_once(build: Builds, registry: Registry) -> None:
     reference = registry.push("busybox-musl")
     build(Template().from_image(reference).run_cmd("true"))
@@ -147,6 +148,7 @@ def test_credentials(build: Builds, create: Create, private_registry: Registry) 
         assert "simsim" not in str(failed.built.messages) + failed.message
 
 
+@newest
 def test_other_teams_do_not_get_a_private_image(build: Builds, private_registry: Registry) -> None:
     """Nor does anybody without the credentials, though its layers are here."""
     reference = private_registry.push("busybox-musl")
@@ -230,6 +232,7 @@ def push(registry: Registry, directory: Path, name: str, *layers: Layer) -> tupl
     return registry.push_layout(layout, name), digest
 
 
+@newest
 def test_what_is_not_what_its_digest_says(
     tmp_path: Path, build: Builds, create: Create, registry: Registry
 ) -> None:
@@ -247,6 +250,7 @@ def test_what_is_not_what_its_digest_says(
     assert run("ls /genuine") == "/genuine\n"
 
 
+@newest
 def test_a_layer_that_is_cut_off(tmp_path: Path, build: Builds, registry: Registry) -> None:
     whole = Layer(Tree().file("file", "x" * 100_000).tar())
     cut = gzip_cut(whole)
@@ -279,6 +283,7 @@ HOSTILE: dict[str, Tree] = {
 }
 
 
+@newest
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_an_archive_that_leads_out_is_refused(
     tmp_path: Path, build: Builds, registry: Registry, kind: str
@@ -293,6 +298,7 @@ def test_an_archive_that_leads_out_is_refused(
     assert not Path("/tmp/atoll-escaped").exists()
 
 
+@newest
 def test_links_lead_no_further_than_the_tree(
     tmp_path: Path, build: Builds, create: Create, registry: Registry
 ) -> None:
@@ -306,6 +312,7 @@ def test_links_lead_no_further_than_the_tree(
     assert not Path(f"/{marker}").exists()
 
 
+@newest
 def test_what_is_no_archive(tmp_path: Path, build: Builds, registry: Registry) -> None:
     class Garbage(Layer):
         def compressed(self) -> bytes:
@@ -323,6 +330,7 @@ def broken(registry: Registry) -> Iterator[Registry]:
     registry.start()
 
 
+@newest
 def test_a_registry_that_is_down(build: Builds, broken: Registry) -> None:
     reference = broken.push("many-arches")
     broken.stop()
@@ -342,6 +350,7 @@ class BreaksOff(socketserver.BaseRequestHandler):
         self.request.sendall(head + b"Content-Length: 1000\r\n\r\n{")
 
 
+@newest
 def test_a_registry_that_goes_away_half_way(build: Builds, broken: Registry) -> None:
     reference = broken.push("busybox-musl").replace("busybox-musl", "half-way")
     broken.stop()

@@ -11,7 +11,10 @@ import pytest
 from e2b import Sandbox, SandboxException, Template
 
 from support import paths
+from support.sdk import newest
 from support.templates import Builds
+
+pytestmark = newest
 
 Create = Callable[..., Sandbox]
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from e2b import Sandbox, Template
 
-from support.sdk import SDK, since
+from support.sdk import needs, since
 from support.templates import Builds, Steps, step
 
 Create = Callable[..., Sandbox]
@@ -298,7 +298,7 @@ def test_a_template_outlives_the_one_that_it_is_made_from(build: Builds, create:
     assert create(template=above.name).commands.run("cat copied level").stdout == "below\nbelow\n"
 
 
-@pytest.mark.skipif(not hasattr(Sandbox, "create_snapshot"), reason=f"e2b {SDK} has no snapshots")
+@needs(Sandbox, "create_snapshot")
 def test_from_a_snapshot(build: Builds, create: Create, snap: Callable[..., str]) -> None:
     source = create()
     source.files.write("/home/user/file", "of the snapshot")
