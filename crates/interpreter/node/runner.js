@@ -14,7 +14,7 @@ const failures = require('./failures.js');
 const modules = require('./modules.js');
 const output = require('./output.js');
 const termination = require('./termination.js');
-const uuids = require('./uuids.js');
+const random = require('./random.js');
 
 let current;
 
@@ -93,7 +93,7 @@ children.install();
 failures.install();
 modules.install();
 display.install();
-uuids.install();
+random.install();
 process.argv.length = 1;
 process.on('SIGINT', () => {});
 

@@ -24,8 +24,16 @@ APART = {
     "print(ssl.RAND_bytes(8).hex(), uuid.uuid1(), uuid.uuid4(),"
     " secrets.token_hex(), tempfile.mktemp())",
     "javascript": "const crypto = require('crypto')\n"
-    "console.log(crypto.randomUUID(), globalThis.crypto.randomUUID(),"
-    " (await import('node:crypto')).randomUUID())",
+    "const later = (draw) => new Promise((done) => draw((_, drawn) => done(drawn)))\n"
+    "const { randomUUIDv7 = crypto.randomUUID } = crypto\n"
+    "console.log([crypto.randomUUID(), globalThis.crypto.randomUUID(),"
+    " (await import('node:crypto')).randomUUID(), randomUUIDv7().slice(19),"
+    " crypto.randomBytes(8).toString('hex'), crypto.prng(8).toString('hex'),"
+    " crypto.randomInt(2 ** 47), crypto.randomFillSync(new Uint32Array(2)).join(),"
+    " globalThis.crypto.getRandomValues(new Uint32Array(2)).join(),"
+    " (await later((done) => crypto.randomBytes(8, done))).toString('hex'),"
+    " await later((done) => crypto.randomInt(2 ** 47, done)),"
+    " (await later((done) => crypto.randomFill(new Uint32Array(2), done))).join()].join(' '))",
     "bash": "echo $SRANDOM $(mktemp -u) $(cat /proc/sys/kernel/random/uuid)",
 }
 
@@ -60,7 +68,8 @@ def test_forks_of_used_kernels(source: Sandbox, forks: list[Any]) -> None:
         numbers = [number for each in drawn for number in each]
         assert len(numbers) == len(set(numbers)), drawn
         if language == "javascript":
-            assert {uuid.UUID(number).version for number in numbers} == {4}
+            uuids = [uuid.UUID(number) for each in drawn for number in each[:3]]
+            assert {each.version for each in uuids} == {4}
     if COPIES_MEMORY:
         assert len({out(each.run_code(SEEDED)) for each in sandboxes}) == 1
     # A fork of a fork differs again.

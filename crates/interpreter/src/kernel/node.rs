@@ -41,7 +41,7 @@ const RUNNER: [(&str, &str); 14] = [
     ("source.js", include_str!("../../node/source.js")),
     ("termination.js", include_str!("../../node/termination.js")),
     ("unreadable.js", include_str!("../../node/unreadable.js")),
-    ("uuids.js", include_str!("../../node/uuids.js")),
+    ("random.js", include_str!("../../node/random.js")),
 ];
 
 /// Under which number the first of its pipes is open in the runner: commands, records and answers.

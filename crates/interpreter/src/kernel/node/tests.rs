@@ -100,6 +100,37 @@ fn err(text: &str) -> Did {
 }
 
 #[tokio::test]
+async fn random_numbers_fill_what_was_asked_for_and_no_more() {
+    let mut notebook = Notebook::start(false).await;
+    let cells = [
+        ("const { randomBytes, randomFill, randomFillSync, randomInt } = require('crypto')", ""),
+        ("const later = (draw) => new Promise((done) => draw((_, drawn) => done(drawn)))", ""),
+        // All but once in 2^64.
+        ("const drawn = (values) => values.some(Boolean)", ""),
+        ("[randomBytes(8), await later((done) => randomBytes(8, done))].every(drawn)", "true"),
+        ("randomBytes(70_000).subarray(65_536).some(Boolean)", "true"),
+        ("const parts = [4, 8].map((at) => randomFillSync(new Uint32Array(9), at, 1))", ""),
+        ("parts.push(await later((done) => randomFill(new Uint32Array(9), 2, 3, done))); ''", "''"),
+        (
+            "parts.map((part) => Array.from(part, (value) => (value ? 1 : 0)).join(''))",
+            "[ '000010000', '000000001', '001110000' ]",
+        ),
+        ("const bytes = new ArrayBuffer(12); randomFillSync(bytes, 4) === bytes", "true"),
+        ("new BigUint64Array(bytes.slice(4))[0] > 0n && new Uint32Array(bytes)[0] === 0", "true"),
+        ("drawn(crypto.getRandomValues(new Uint16Array(8)))", "true"),
+        ("new Set(Array.from({ length: 1000 }, () => randomInt(-1, 2))).size", "3"),
+        ("await later((done) => randomInt(7, 8, done))", "7"),
+        ("Math.max(...Array.from({ length: 1000 }, () => randomInt(3)))", "2"),
+    ];
+    for (code, value) in cells {
+        assert_eq!(notebook.value(code).await, value, "{code}");
+    }
+    for code in ["randomInt(5, 5)", "randomBytes(-1)", "randomFillSync(Buffer.alloc(3), 1, 5)"] {
+        assert_eq!(notebook.failure(code).await.name, "RangeError", "{code}");
+    }
+}
+
+#[tokio::test]
 async fn state_stays_and_the_last_value_is_the_result() {
     let mut notebook = Notebook::start(false).await;
     let cells = [
