@@ -348,21 +348,25 @@ async fn a_kernel_that_ends_between_cells_is_replaced_and_the_next_says_so() {
 }
 
 #[tokio::test]
-async fn a_kernel_that_ends_when_its_client_has_gone_is_missed_by_the_next() {
-    let server = Server::start().await;
-    let code = "import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_DFL)\n\
-        print(1, flush=True)\nwhile True: time.sleep(1)";
-    let mut running = server.begin(&json!({"code": code})).await;
-    running.until("stdout").await;
-    drop(running);
-    let events = server.run("1").await;
-    assert_eq!(main_text(&events), "1");
-    let notice = printed(&events, "stderr");
-    assert!(
-        notice.starts_with("Context was restarted: ") && notice.contains("signal 2"),
-        "{notice}"
-    );
-    assert_eq!(printed(&server.run("1").await, "stderr"), "");
+async fn a_kernel_that_an_interrupt_ends_or_does_not_end_is_missed_by_the_next() {
+    for (action, why) in [("SIG_DFL", "signal 2"), ("SIG_IGN", "interrupted")] {
+        let server = Server::start().await;
+        let code = format!(
+            "import signal, time\nsignal.signal(signal.SIGINT, signal.{action})\n\
+             print(1, flush=True)\nwhile True: time.sleep(1)"
+        );
+        let mut running = server.begin(&json!({"code": code})).await;
+        running.until("stdout").await;
+        drop(running);
+        let events = server.run("1").await;
+        assert_eq!(main_text(&events), "1");
+        let notice = printed(&events, "stderr");
+        assert!(
+            notice.starts_with("Context was restarted: ") && notice.contains(why),
+            "{action}: {notice}"
+        );
+        assert_eq!(printed(&server.run("1").await, "stderr"), "");
+    }
 }
 
 #[tokio::test]

@@ -209,20 +209,3 @@ async fn a_client_that_goes_away_while_it_waits_leaves_nothing() {
     fs::write(file, "").unwrap();
     running.rest().await;
 }
-
-#[tokio::test]
-async fn a_cell_that_ignores_interrupts_is_ended_with_its_kernel() {
-    let server = Server::start().await;
-    let code = "import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n\
-        print(1, flush=True)\nwhile True: time.sleep(1)";
-    let mut running = server.begin(&json!({"code": code})).await;
-    running.until("stdout").await;
-    drop(running);
-    let events = server.run("1").await;
-    assert_eq!(main_text(&events), "1");
-    let notice = printed(&events, "stderr");
-    assert!(
-        notice.starts_with("Context was restarted: ") && notice.contains("interrupted"),
-        "{notice}"
-    );
-}

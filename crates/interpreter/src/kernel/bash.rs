@@ -21,11 +21,11 @@ use jiff::Timestamp;
 use rustix::{
     fs::{CWD, FileType, Mode, OFlags, mknodat, open},
     io::fcntl_dupfd_cloexec,
-    process::Signal,
     pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt},
 };
 use tokio::{process::Command, sync::mpsc};
 
+use self::interrupts::Interrupts;
 use super::{
     Died, Event, Failure, Kernel, Launch, Stream,
     attached::{Attached, feed, printed},
@@ -67,6 +67,14 @@ pub(crate) struct Bash {
     waits: Waits,
     /// Whether the running cell, or the last, was interrupted.
     interrupted: bool,
+    /// Those that it was sent.
+    interrupts: Interrupts,
+    /// With what command the shell was started.
+    command: String,
+    /// Whether a cell may have said what is to be done when it is interrupted.
+    traps: bool,
+    /// With what status the running cell has ended, if it has.
+    ended: Option<String>,
     /// Whether it traces what it runs (`set -x`).
     traces: bool,
     queue: VecDeque<Event>,
@@ -109,6 +117,10 @@ impl Bash {
             running: false,
             waits: Waits::End,
             interrupted: false,
+            interrupts: Interrupts::default(),
+            command: String::new(),
+            traps: false,
+            ended: None,
             traces: false,
             queue: VecDeque::new(),
             held: None,
@@ -128,6 +140,7 @@ impl Bash {
             }
         }
         bash.attached.pause();
+        bash.command = bash.attached.process().command();
         Ok(bash)
     }
 
@@ -150,7 +163,8 @@ impl Bash {
             Item::Record(record) => self.record(&record),
             // What the shell prints when it is interrupted; here, after the cell that was to be.
             Item::Printed { stream: Stream::Stderr, text, .. }
-                if text == INTERRUPTED && matches!(self.waits, Waits::Sync | Waits::Prompt) => {}
+                if text.trim_end_matches(INTERRUPTED).is_empty()
+                    && matches!(self.waits, Waits::Sync | Waits::Prompt) => {}
             // Before a hidden cell has begun: of others.
             text if self.hidden && self.waits != Waits::End => self.attached.keep(text),
             text if !self.hidden => self.tell(text),
@@ -165,12 +179,13 @@ impl Bash {
             (Waits::Begin, _) if record == BEGIN => {
                 self.waits = Waits::End;
                 if self.interrupted {
-                    self.attached.process().signal_group(Signal::INT);
+                    self.signal();
                 }
             }
             (Waits::End, Some((status, flags))) => {
                 self.traces = flags.contains('x') || (self.hidden && self.traces);
-                self.end(status);
+                self.ended = Some(status.to_owned());
+                self.waits = Waits::Sync;
             }
             _ => {}
         }
@@ -182,17 +197,32 @@ impl Bash {
             self.queue.extend(printed(item));
             return;
         };
+        if let Some((held, _)) = self.held.take_if(|(held, _)| held.starts_with(INTERRUPTED)) {
+            text.insert_str(0, &held);
+        }
         self.tell_held();
-        let own = |line| {
-            let before = text.strip_suffix(line)?;
-            (before.is_empty() || before.ends_with('\n')).then_some(before.len())
-        };
-        let newline = self.interrupted.then_some(INTERRUPTED);
-        if let Some(length) = own(EXIT).or_else(|| newline.and_then(own)) {
+        let length = self.told(&text);
+        if length < text.len() {
             self.held = Some((text.split_off(length), at));
         }
         if !text.is_empty() {
             self.queue.push_back(Event::Printed { stream, text, at });
+        }
+    }
+
+    /// How much of text on standard error is not the shell's own, or that may be.
+    fn told(&self, text: &str) -> usize {
+        let starts_line = |before: &str| before.is_empty() || before.ends_with('\n');
+        match text.strip_suffix(EXIT) {
+            Some(before) if starts_line(before) => before.len(),
+            _ => {
+                let first = match text.trim_end_matches(INTERRUPTED).len() {
+                    0 => 0,
+                    line => text.len().min(line + 1),
+                };
+                // One for each interrupt.
+                first.max(text.len().saturating_sub(self.interrupts.sent()))
+            }
         }
     }
 
@@ -203,9 +233,18 @@ impl Bash {
         self.queue.extend(told);
     }
 
+    /// Interrupts the cell, as a terminal does.
+    fn signal(&mut self) {
+        self.interrupts.send(self.attached.process(), &self.command);
+        if self.traps {
+            self.interrupts.stop();
+        }
+    }
+
     fn end(&mut self, status: &str) {
         self.running = false;
-        self.held.take_if(|(text, _)| text == INTERRUPTED);
+        self.interrupts.stop();
+        self.held.take_if(|(text, _)| text.starts_with(INTERRUPTED));
         self.tell_held();
         let last = self.attached.pause();
         if !self.hidden {
@@ -290,6 +329,8 @@ impl Kernel for Bash {
         let untraced = if self.traces { "{ set +x; } 2>/dev/null; " } else { "" };
         let traced = if self.traces && !hidden { "set -x; " } else { "" };
         self.running = true;
+        self.traps |= !hidden && has_word(code, "trap");
+        self.interrupts = Interrupts::default();
         let Self { records, reopen, .. } = &*self;
         let cell = quoted(&format!("{traced}{code}"));
         // Cells may set what is run in place of a prompt.
@@ -306,9 +347,28 @@ impl Kernel for Bash {
             if let Some(event) = self.queue.pop_front() {
                 return Ok(event);
             }
-            match self.attached.next().await {
+            let process = self.attached.process();
+            if self.ended.is_some()
+                && !self.interrupts.are_missed(process, &self.command)
+                && let Some(status) = self.ended.take()
+            {
+                self.end(&status);
+                continue;
+            }
+            let item = tokio::select! {
+                () = self.interrupts.due() => {
+                    self.interrupts.repeat(self.attached.process(), &self.command);
+                    continue;
+                }
+                item = self.attached.next() => item,
+            };
+            match item {
                 Ok(item) => self.take(item),
                 Err(died) => {
+                    self.interrupts.stop();
+                    if self.ended.is_some() {
+                        continue;
+                    }
                     self.leave();
                     if self.queue.is_empty() {
                         return Err(died);
@@ -322,7 +382,7 @@ impl Kernel for Bash {
         if self.running {
             self.interrupted = true;
             if self.waits == Waits::End {
-                self.attached.process().signal_group(Signal::INT);
+                self.signal();
             }
         }
     }
@@ -330,6 +390,11 @@ impl Kernel for Bash {
     fn process(&self) -> &Process {
         self.attached.process()
     }
+}
+
+/// Whether code has a word, wherever that is.
+fn has_word(code: &str, word: &str) -> bool {
+    code.split(|c: char| !c.is_alphanumeric() && !"_-".contains(c)).any(|part| part == word)
 }
 
 /// As one word of a shell, whatever it contains.
@@ -390,5 +455,6 @@ fn terminal() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok((ours, its))
 }
 
+mod interrupts;
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,7 @@
 //! What runs cells: a process that keeps its state from one cell to the next.
 //!
-//! - [`process`]: the process itself, started and ended with all that it started.
+//! - [`process`]: the process itself, started and ended with all that it started; [`stat`], what the
+//!   system says of it.
 //! - [`jupyter`]: kernels that speak Jupyter's protocol.
 //! - [`node`], [`bash`]: our own, over [`pipes`] that are [`attached`] to a process.
 //! - [`backlog`]: what any of them prints between cells.
@@ -12,6 +13,7 @@ pub(crate) mod jupyter;
 mod node;
 mod pipes;
 pub(crate) mod process;
+mod stat;
 
 use std::{path::PathBuf, time::Duration};
 

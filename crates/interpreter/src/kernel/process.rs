@@ -14,6 +14,8 @@ use tokio::{
     process::{Child, Command},
 };
 
+use super::stat::{self, Member, Stat, bit};
+
 /// How likely the kernel of the system is to end one of these when memory runs out (proc(5),
 /// `oom_score_adj`, -1000 to 1000): sooner than the server and what else runs in the sandbox.
 const OOM_SCORE_ADJ: &[u8] = b"500";
@@ -34,8 +36,9 @@ pub(crate) struct Process {
 
 impl Process {
     /// Starts it: in a session of its own, preferred when memory runs out, and killed if the server
-    /// ends without a chance to do it. To be called on the server's one thread, which is the one
-    /// whose end counts.
+    /// ends without a chance to do it. It can be interrupted, also where the server was started to ignore
+    /// that, as scripts start what runs in the background. To be called on the server's one thread, which
+    /// is the one whose end counts.
     ///
     /// # Errors
     /// Those of spawning.
@@ -44,6 +47,12 @@ impl Process {
         let server = getpid();
         let prepare = move || {
             setsid()?;
+            for signal in [libc::SIGINT, libc::SIGQUIT] {
+                // SAFETY: no handler is installed.
+                if unsafe { libc::signal(signal, libc::SIG_DFL) } == libc::SIG_ERR {
+                    return Err(io::Error::last_os_error());
+                }
+            }
             set_parent_process_death_signal(Some(Signal::KILL))?;
             if getppid() != Some(server) {
                 return Err(io::ErrorKind::BrokenPipe.into());
@@ -138,6 +147,16 @@ impl Process {
     pub(crate) fn signal_group(&self, signal: Signal) {
         let _ = kill_process_group(self.pid, signal);
     }
+
+    /// Its program and arguments, to recognise forks of it by.
+    pub(crate) fn command(&self) -> String {
+        stat::command(self.pid.as_raw_nonzero().get())
+    }
+
+    /// All of its process group, and what they do with a signal; it was started with a command.
+    pub(crate) fn group(&self, command: &str, signal: Signal) -> Vec<Member> {
+        stat::group(self.pid, command, signal)
+    }
 }
 
 impl Drop for Process {
@@ -147,23 +166,13 @@ impl Drop for Process {
     }
 }
 
-/// Whether SIGKILL waits for a process, or it is past that (proc(5), `SigPnd` and `ShdPnd` of `status`,
-/// the flags of `stat`).
+/// Whether SIGKILL waits for a process, or it is past that.
 fn is_being_killed(pid: Pid) -> bool {
     /// `PF_EXITING` among the flags.
     const EXITING: u64 = 0x4;
-    let read = |file| std::fs::read_to_string(format!("/proc/{}/{file}", pid.as_raw_nonzero()));
-    let status = read("status").unwrap_or_default();
-    let sets = status.lines().filter_map(|line| {
-        let set = line.strip_prefix("SigPnd:").or_else(|| line.strip_prefix("ShdPnd:"))?;
-        u64::from_str_radix(set.trim(), 16).ok()
-    });
-    let kill = 1 << (Signal::KILL.as_raw() - 1);
-    let stat = read("stat").unwrap_or_default();
-    // After the name, which is in brackets and may have some itself, come state, five ids, and flags.
-    let flags = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(6));
-    let flags: u64 = flags.and_then(|flags| flags.parse().ok()).unwrap_or(0);
-    flags & EXITING != 0 || sets.fold(0, |all, set| all | set) & kill != 0
+    let Some(process) = Stat::read(pid.as_raw_nonzero().get()) else { return false };
+    let waiting = process.signals(&["SigPnd:", "ShdPnd:"]);
+    process.flags & EXITING != 0 || waiting & bit(Signal::KILL) != 0
 }
 
 /// In words. A process that memory ran out for looks like any that was killed: with a guess.

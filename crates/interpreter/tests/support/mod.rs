@@ -111,7 +111,10 @@ impl Server {
         let envd = FakeEnvd::default();
         let address = envd.serve().await;
         let directory = tempfile::tempdir().unwrap();
-        let mut supervisor = Command::new(program)
+        // As a script starts what it puts in the background.
+        let mut supervisor = Command::new("sh")
+            .args(["-c", "trap '' INT QUIT; exec \"$@\"", "sh"])
+            .arg(program)
             .args(["--listen", "127.0.0.1:0", "--envd", &format!("http://{address}"), "--dir"])
             .arg(directory.path())
             .env("PATH", path)

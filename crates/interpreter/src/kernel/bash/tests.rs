@@ -1,6 +1,4 @@
-use std::time::Duration;
-
-use tokio::time::timeout;
+use rustix::process::Signal;
 
 use super::*;
 use crate::kernel::{
@@ -61,16 +59,7 @@ impl Shell {
 
     async fn see(&mut self, mut seen: Seen) -> Result<Seen, Died> {
         loop {
-            // A program that is just being started can miss an interrupt: as the server does, again.
-            let event = match timeout(Duration::from_secs(1), self.bash.next()).await {
-                Ok(event) => event?,
-                Err(_) if self.bash.interrupted => {
-                    self.bash.interrupt().await;
-                    continue;
-                }
-                Err(_) => continue,
-            };
-            match event {
+            match self.bash.next().await? {
                 Event::Started(count) => seen.count = Some(count),
                 Event::Printed { stream, text, .. } => match seen.printed.last_mut() {
                     Some((last, before)) if *last == stream => before.push_str(&text),
@@ -235,7 +224,7 @@ async fn an_interrupt_ends_the_cell_and_nothing_else() {
     ] {
         shell.begin(code).await;
         shell.until("on\n").await;
-        // A process that is just being forked can miss a signal.
+        // A subshell that is just being forked takes the interrupt for itself.
         if code.contains("sleep 300") {
             let group = shell.bash.process().pid();
             until(|| is_running("sleep", group)).await;
@@ -249,6 +238,43 @@ async fn an_interrupt_ends_the_cell_and_nothing_else() {
         shell.bash.interrupt().await;
         shell.bash.process().signal_group(Signal::INT);
         assert_eq!(shell.run("echo $x").await.printed.last().unwrap().1, "kept\n", "{code}");
+    }
+}
+
+#[tokio::test]
+async fn no_interrupt_is_lost_on_a_program_that_is_just_being_started_or_just_ends() {
+    let mut shell = Shell::start().await;
+    for (code, rounds) in [
+        ("echo on; sleep 300", 100),
+        ("echo on; while :; do sleep 0.001; done", 100),
+        // It has a handler of its own, a while after it was started.
+        ("echo on; perl -e '$SIG{INT} = sub { exit 3 }; sleep 300'", 100),
+    ] {
+        for _ in 0..rounds {
+            shell.begin(code).await;
+            shell.until("on\n").await;
+            shell.bash.interrupt().await;
+            let seen = shell.follow(Seen::default()).await.unwrap();
+            assert_ne!(seen.failure, None, "{code}");
+            assert_eq!(shell.print("echo next").await, "next\n");
+        }
+    }
+}
+
+#[tokio::test]
+async fn who_handles_an_interrupt_gets_it_once() {
+    let script = "trap 'echo handled; sleep 0.5; echo cleaned; end=now' INT; echo on
+        until [ \"$end\" ]; do sleep 0.01; done";
+    for code in ["sh script", "bash script", "exec sh script", script] {
+        let mut shell = Shell::start().await;
+        std::fs::write(shell._directory.path().join("script"), script).unwrap();
+        // The shell goes on, as at a terminal, and nothing that it does then is interrupted.
+        shell.begin(&format!("{code}; sleep 0.5; echo saved")).await;
+        shell.until("on\n").await;
+        shell.bash.interrupt().await;
+        let seen = shell.follow(Seen::default()).await.unwrap();
+        let saved = if code.starts_with("exec") { "" } else { "saved\n" };
+        assert_eq!(seen.stdout(), format!("handled\ncleaned\n{saved}"), "{code}: {seen:?}");
     }
 }
 
