@@ -6,7 +6,7 @@ set -euo pipefail
 # command:package, Debian's names
 needed=(nft:nftables mkfs.btrfs:btrfs-progs ip:iproute2 mmdebstrap:mmdebstrap losetup:mount)
 [ "${1:-}" != --tests ] ||
-    needed+=(nsenter:util-linux openssl:openssl setpriv:util-linux skopeo:skopeo zstd:zstd)
+    needed+=(nsenter:util-linux openssl:openssl setpriv:util-linux skopeo:skopeo umoci:umoci zstd:zstd)
 
 # Not every user has the system's directories in the path.
 PATH=$PATH:/usr/sbin:/sbin
