@@ -111,9 +111,9 @@ class Sandbox:
         if "running" in self.states and time.time() >= self.earliest - CLOCK:
             self.states.add("paused" if self.auto_pause else "gone")
 
-    def must_have_expired(self, up_since: float) -> bool:
-        """Whether its deadline has passed so long ago that it cannot run any more."""
-        return time.time() - GRACE > max(self.latest, up_since)
+    def must_have_expired(self, asked: float, up_since: float) -> bool:
+        """Whether its deadline was so long ago, when it was asked for, that it could not run."""
+        return asked - GRACE > max(self.latest, up_since)
 
     def move_deadline(self, asked: float, seconds: int, *, certain: bool, extends: bool) -> None:
         """Takes note of a deadline that was set by a request sent at `asked`."""

@@ -15,7 +15,7 @@ import httpx
 from support.stack import PORTS
 
 #: No operation takes longer than this while Atoll is up; whatever does is stuck.
-STUCK_SECONDS = 60
+STUCK_SECONDS = 90
 
 AGENT_PORT = 8000
 ENVD_PORT = 49983
@@ -69,7 +69,7 @@ class Client:
     def came_up(self) -> None:
         # No connection of before is of use.
         self._http = httpx.AsyncClient(
-            timeout=httpx.Timeout(STUCK_SECONDS, connect=10),
+            timeout=httpx.Timeout(STUCK_SECONDS),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=20),
             trust_env=False,
         )

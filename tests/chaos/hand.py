@@ -147,6 +147,7 @@ class Hand:
 
     async def _look(self, sandbox: Sandbox) -> None:
         """Finds out how it is."""
+        asked = time.time()
         sandbox.expire()
         answer = await self._ask(sandbox, "get", self._api("GET", sandbox))
         sandbox.expire()
@@ -160,7 +161,7 @@ class Hand:
             sandbox.latest = max(sandbox.latest, time.time() + sandbox.may_resume_for)
             sandbox.may_resume_for = 0
         if state == "running":
-            self._check_deadline(sandbox, found["endAt"])
+            self._check_deadline(sandbox, found["endAt"], asked)
         if state == "paused" and sandbox.may_be_cold:
             for belief in sandbox.beliefs:
                 belief.warm = None if sandbox.auto_pause else False
@@ -169,7 +170,7 @@ class Hand:
         if state == "running":
             await self._look_inside(sandbox)
 
-    def _check_deadline(self, sandbox: Sandbox, text: str) -> None:
+    def _check_deadline(self, sandbox: Sandbox, text: str, asked: float) -> None:
         end = seconds_of(text)
         if not sandbox.earliest - CLOCK <= end <= sandbox.latest + CLOCK:
             early, late = (moment - end for moment in (sandbox.earliest, sandbox.latest))
@@ -177,7 +178,7 @@ class Hand:
         # This, too, was acknowledged.
         sandbox.earliest = max(sandbox.earliest, end - CLOCK)
         sandbox.latest = min(sandbox.latest, end + CLOCK)
-        if sandbox.must_have_expired(self._client.up_since):
+        if sandbox.must_have_expired(asked, self._client.up_since):
             raise Problem(f"{sandbox.id} runs, and its deadline {text} has long passed")
 
     async def _look_inside(self, sandbox: Sandbox) -> None:

@@ -250,7 +250,7 @@ def test_the_disk_is_bounded(create: Create) -> None:
             return False
         return True
 
-    wait_for("the freed space", writable, seconds=60)
+    wait_for("the freed space", writable, seconds=180)
 
 
 def test_a_killed_sandboxs_disk_is_freed(create: Create) -> None:
@@ -259,7 +259,7 @@ def test_a_killed_sandboxs_disk_is_freed(create: Create) -> None:
     sandbox.commands.run("head -c 600M /dev/urandom > big", timeout=120)
     sandbox.kill()
     os.sync()
-    wait_for("the host's space to come back", lambda: before - host_free() < 300 << 20, seconds=60)
+    wait_for("the host's space to come back", lambda: before - host_free() < 300 << 20, seconds=180)
 
 
 # Rules: TRAP-39

@@ -12,6 +12,9 @@ from e2b import Sandbox
 from support import paths
 from support.stack import PORTS, Stack
 
+#: Seconds that an answer may take.
+PATIENCE = 60
+
 RPC = f"http://127.0.0.1:{PORTS['rpc']}"
 NODE_PROXY = f"http://127.0.0.1:{PORTS['node-proxy']}"
 
@@ -36,20 +39,22 @@ def test_every_port_is_on_loopback_by_default(stack: Stack) -> None:
 @pytest.mark.parametrize("path", ["/v1/info", "/v1/sandboxes", "/v1/changes", "/nothing"])
 def test_node_rpc_wants_its_token(stack: Stack, path: str, credentials: str | None) -> None:
     headers = {} if credentials is None else {"Authorization": credentials}
-    answer = httpx.get(RPC + path, headers=headers)
+    answer = httpx.get(RPC + path, headers=headers, timeout=PATIENCE)
     assert answer.status_code == 401
     assert answer.json()["code"] == 2002
 
 
 def test_node_rpc_tells_what_runs(shared: Sandbox, token: str) -> None:
     headers = {"Authorization": f"Bearer {token}"}
-    assert httpx.get(f"{RPC}/v1/info", headers=headers).json()["driver"] == "container"
-    running = httpx.get(f"{RPC}/v1/sandboxes", headers=headers).json()
+    info = httpx.get(f"{RPC}/v1/info", headers=headers, timeout=PATIENCE).json()
+    assert info["driver"] == "container"
+    running = httpx.get(f"{RPC}/v1/sandboxes", headers=headers, timeout=PATIENCE).json()
     assert shared.sandbox_id in [sandbox["record"]["id"] for sandbox in running]
 
 
 def test_node_rpc_creates_and_kills(shared: Sandbox, token: str) -> None:
-    with httpx.Client(base_url=RPC, headers={"Authorization": f"Bearer {token}"}) as rpc:
+    headers = {"Authorization": f"Bearer {token}"}
+    with httpx.Client(base_url=RPC, headers=headers, timeout=PATIENCE) as rpc:
         known: dict[str, Any] = next(
             sandbox["record"]
             for sandbox in rpc.get("/v1/sandboxes").json()
@@ -68,8 +73,8 @@ def test_node_rpc_creates_and_kills(shared: Sandbox, token: str) -> None:
 def test_node_proxy_wants_its_token(shared: Sandbox, token: str) -> None:
     routing = {"E2b-Sandbox-Id": shared.sandbox_id, "E2b-Sandbox-Port": "49983"}
     health = f"{NODE_PROXY}/health"
-    assert httpx.get(health, headers=routing).status_code == 401
+    assert httpx.get(health, headers=routing, timeout=PATIENCE).status_code == 401
     wrong = routing | {"x-atoll-node-token": "wrong"}
-    assert httpx.get(health, headers=wrong).status_code == 401
+    assert httpx.get(health, headers=wrong, timeout=PATIENCE).status_code == 401
     right = routing | {"x-atoll-node-token": token}
-    assert httpx.get(health, headers=right).status_code == 204
+    assert httpx.get(health, headers=right, timeout=PATIENCE).status_code == 204

@@ -10,6 +10,7 @@ import pytest
 from support import names
 from support.host import Counts, count
 from support.stack import Stack
+from support.wait import wait_for
 
 #: Some tests open sandboxes by name.
 pytest_configure = names.pytest_configure
@@ -31,3 +32,15 @@ def instance(stack: Stack) -> str:
 def counts(stack: Stack) -> Callable[[], Counts]:
     """Counts what the stack has on the host now."""
     return lambda: count(instance_of(stack), stack.pid, stack.data_dir)
+
+
+def settled(counts: Callable[[], Counts]) -> Counts:
+    """The counts, once they have stayed the same for a while: pools fill in the background."""
+    seen = [counts()]
+
+    def quiet() -> bool:
+        seen.append(counts())
+        return len(seen) > 20 and len(set(seen[-20:])) == 1
+
+    wait_for("the pools to be at rest", quiet, seconds=120)
+    return seen[-1]

@@ -97,14 +97,14 @@ def test_a_domain_with_a_certificate_of_its_own(renamed: tuple[Path, dict[str, s
     assert trusted(url, directory)
     (directory / "ca.pem").unlink()
     issue(directory)
-    wait_for("the new certificate", lambda: trusted(url, directory), 30)
+    wait_for("the new certificate", lambda: trusted(url, directory), 60)
 
 
 def trusted(url: str, directory: Path) -> bool:
     context = ssl.create_default_context(cafile=directory / "ca.pem")
     try:
-        return httpx.get(url, verify=context).status_code == 200
-    except httpx.ConnectError:
+        return httpx.get(url, verify=context, timeout=30).status_code == 200
+    except httpx.TransportError:
         return False
 
 

@@ -19,7 +19,7 @@ from support.wait import equals
 
 SANDBOXES = 100
 #: Requests that one client has under way.
-AT_ONCE = 25
+AT_ONCE = 10
 #: What all of them may use together: a machine of a CI service has little more.
 MOST_BYTES = 20 << 30
 

@@ -89,7 +89,7 @@ def test_a_plain_request_finds_it_where_it_was(
     wait_for("the sandbox to be paused", lambda: is_paused(sandbox), seconds=20)
     assert what_is_kept(api, sandbox) == kept
     # A checkpoint is all that is left; what is shown as paused may still be on its way there.
-    wait_for("its processes", lambda: is_alive(host_pid) is (kept == "frozen"))
+    wait_for("its processes", lambda: is_alive(host_pid) is (kept == "frozen"), seconds=60)
     if crashes:
         crash(stack)
         assert is_paused(sandbox)

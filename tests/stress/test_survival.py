@@ -23,7 +23,10 @@ from support.stack import PORTS, Stack
 
 Wait = Callable[[], bool]
 
-COUNTER = "i=0; while :; do i=$((i+1)); echo $i > /tmp/count; sleep 0.02; done"
+#: Counts in a file that always has a number.
+COUNTER = (
+    "i=0; while :; do i=$((i+1)); echo $i > /tmp/next; mv /tmp/next /tmp/count; sleep 0.02; done"
+)
 SERVER = (
     "mkdir -p /tmp/www && echo served > /tmp/www/it && "
     "cd /tmp/www && exec python3 -m http.server 8000"
@@ -128,7 +131,7 @@ def test_a_sandbox_lives_on_when_its_node_is_killed(stack: Stack) -> None:
 
 @pytest.mark.usefixtures("clean")
 def test_a_deadline_holds_over_a_crash(stack: Stack) -> None:
-    kept, short, extended = (Sandbox.create(timeout=seconds) for seconds in (600, 8, 8))
+    kept, short, extended = (Sandbox.create(timeout=seconds) for seconds in (600, 20, 20))
     extended.set_timeout(600)
     crash(stack)
     until(lambda: not short.is_running())
@@ -276,9 +279,10 @@ def test_stopping_ends_what_runs_and_keeps_what_is_paused(stack: Stack) -> None:
 
 @pytest.mark.usefixtures("clean")
 def test_deadlines_of_paused_and_resumed_ones_hold_over_a_crash(stack: Stack) -> None:
-    pausing = Sandbox.create(timeout=8, lifecycle={"on_timeout": "pause"})
-    resumed, paused = Sandbox.create(timeout=8), Sandbox.create(timeout=8)
+    pausing = Sandbox.create(timeout=20, lifecycle={"on_timeout": "pause"})
+    resumed, paused = Sandbox.create(timeout=600), Sandbox.create(timeout=600)
     for sandbox in (resumed, paused):
+        sandbox.set_timeout(20)
         assert sandbox.pause() is True
     resumed.connect(timeout=600)
     ends = resumed.get_info().end_at

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from e2b import Sandbox, Template
 
-from stress.conftest import instance_of
+from stress.conftest import instance_of, settled
 from support import registry as registries
 from support.crashes import crash
 from support.host import Counts, left_behind
@@ -179,7 +179,7 @@ def test_a_build_leaves_nothing_on_the_host(
     build(base().run_cmd("true"), skip_cache=True)
     build.clean()
     prune(client)
-    before = counts()
+    before = settled(counts)
     if how == "done":
         build(base().run_cmd("true"), skip_cache=True)
     elif how == "failed":

@@ -23,6 +23,7 @@ from stress.conftest import instance_of
 from support import paths
 from support.host import left_behind
 from support.stack import PORTS, Stack
+from support.wait import wait_for
 
 
 @pytest.fixture
@@ -195,6 +196,8 @@ def bringing(stack: Stack, log_name: str) -> Iterator[str]:
     given.log.unlink(missing_ok=True)
     try:
         given.start()
+        # It answers a moment before it says so.
+        wait_for("its word", lambda: "Atoll is ready" in given.log.read_text(), seconds=60)
         yield given.log.read_text()
         given.stop()
     finally:

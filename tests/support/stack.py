@@ -39,7 +39,7 @@ START_SECONDS = 1800
 
 #: What the stack of a session is started with; only the first start has to build it.
 TEMPLATES = ("--with", "code-interpreter")
-STOP_SECONDS = 20
+STOP_SECONDS = 90
 
 
 class Stack:

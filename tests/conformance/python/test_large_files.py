@@ -75,7 +75,6 @@ def pattern(size: int) -> Iterator[bytes]:
 
 # Rules: PUT-25, GET-19
 @newest
-@pytest.mark.timeout(900)
 def test_over_two_gigabytes_at_constant_memory(create: Callable[..., Sandbox]) -> None:
     sandbox = create(timeout=1200)
     envd = Peak(host.envd_of(sandbox))

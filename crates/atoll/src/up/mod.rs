@@ -41,7 +41,7 @@ use ports::{Listeners, Ports};
 use stack::{Settings, Stack};
 
 /// Stopping takes a moment even with hundreds of sandboxes; longer means something hangs.
-const STOP_LIMIT: Duration = Duration::from_secs(20);
+const STOP_LIMIT: Duration = Duration::from_secs(60);
 
 /// Signals this close together count as one.
 const SAME_WISH: Duration = Duration::from_secs(1);
