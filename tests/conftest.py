@@ -66,7 +66,7 @@ def sandbox(create: Callable[..., Sandbox]) -> Sandbox:
 @pytest.fixture(scope="module")
 def shared(stack: Stack) -> Iterator[Sandbox]:
     """A sandbox that the tests of one file share; they must not disturb each other."""
-    sandbox = Sandbox.create(timeout=600)
+    sandbox = Sandbox.create(timeout=3600)
     yield sandbox
     sandbox.kill()
 
@@ -106,7 +106,7 @@ def own_interpreter(
 def interpreter(stack: Stack) -> Iterator[code_interpreter.Sandbox]:
     """A code interpreter that the tests of one file share; they must not disturb each other."""
     interpreters.require_names()
-    sandbox = code_interpreter.Sandbox.create(timeout=900)
+    sandbox = code_interpreter.Sandbox.create(timeout=3600)
     yield sandbox
     sandbox.kill()
 
@@ -123,6 +123,6 @@ def context(interpreter: code_interpreter.Sandbox) -> Iterator[code_interpreter.
 async def async_interpreter(stack: Stack) -> AsyncIterator[code_interpreter.AsyncSandbox]:
     """`interpreter` of the asynchronous SDK."""
     interpreters.require_names()
-    sandbox = await code_interpreter.AsyncSandbox.create(timeout=900)
+    sandbox = await code_interpreter.AsyncSandbox.create(timeout=3600)
     yield sandbox
     await sandbox.kill()

@@ -9,11 +9,8 @@ import httpx
 import pytest
 from e2b import Sandbox
 
-from support import paths
+from support import paths, patient
 from support.stack import PORTS, Stack
-
-#: Seconds that an answer may take.
-PATIENCE = 60
 
 RPC = f"http://127.0.0.1:{PORTS['rpc']}"
 NODE_PROXY = f"http://127.0.0.1:{PORTS['node-proxy']}"
@@ -39,22 +36,22 @@ def test_every_port_is_on_loopback_by_default(stack: Stack) -> None:
 @pytest.mark.parametrize("path", ["/v1/info", "/v1/sandboxes", "/v1/changes", "/nothing"])
 def test_node_rpc_wants_its_token(stack: Stack, path: str, credentials: str | None) -> None:
     headers = {} if credentials is None else {"Authorization": credentials}
-    answer = httpx.get(RPC + path, headers=headers, timeout=PATIENCE)
+    answer = patient.get(RPC + path, headers=headers)
     assert answer.status_code == 401
     assert answer.json()["code"] == 2002
 
 
 def test_node_rpc_tells_what_runs(shared: Sandbox, token: str) -> None:
     headers = {"Authorization": f"Bearer {token}"}
-    info = httpx.get(f"{RPC}/v1/info", headers=headers, timeout=PATIENCE).json()
+    info = patient.get(f"{RPC}/v1/info", headers=headers).json()
     assert info["driver"] == "container"
-    running = httpx.get(f"{RPC}/v1/sandboxes", headers=headers, timeout=PATIENCE).json()
+    running = patient.get(f"{RPC}/v1/sandboxes", headers=headers).json()
     assert shared.sandbox_id in [sandbox["record"]["id"] for sandbox in running]
 
 
 def test_node_rpc_creates_and_kills(shared: Sandbox, token: str) -> None:
     headers = {"Authorization": f"Bearer {token}"}
-    with httpx.Client(base_url=RPC, headers=headers, timeout=PATIENCE) as rpc:
+    with httpx.Client(base_url=RPC, headers=headers, timeout=patient.PATIENCE) as rpc:
         known: dict[str, Any] = next(
             sandbox["record"]
             for sandbox in rpc.get("/v1/sandboxes").json()
@@ -73,8 +70,8 @@ def test_node_rpc_creates_and_kills(shared: Sandbox, token: str) -> None:
 def test_node_proxy_wants_its_token(shared: Sandbox, token: str) -> None:
     routing = {"E2b-Sandbox-Id": shared.sandbox_id, "E2b-Sandbox-Port": "49983"}
     health = f"{NODE_PROXY}/health"
-    assert httpx.get(health, headers=routing, timeout=PATIENCE).status_code == 401
+    assert patient.get(health, headers=routing).status_code == 401
     wrong = routing | {"x-atoll-node-token": "wrong"}
-    assert httpx.get(health, headers=wrong, timeout=PATIENCE).status_code == 401
+    assert patient.get(health, headers=wrong).status_code == 401
     right = routing | {"x-atoll-node-token": token}
-    assert httpx.get(health, headers=right, timeout=PATIENCE).status_code == 204
+    assert patient.get(health, headers=right).status_code == 204

@@ -86,7 +86,7 @@ def test_a_plain_request_finds_it_where_it_was(
     host_pid = first_process(sandbox.sandbox_id)
     # Its deadline, not a call, pauses it.
     sandbox.set_timeout(0)
-    wait_for("the sandbox to be paused", lambda: is_paused(sandbox), seconds=20)
+    wait_for("the sandbox to be paused", lambda: is_paused(sandbox))
     assert what_is_kept(api, sandbox) == kept
     # A checkpoint is all that is left; what is shown as paused may still be on its way there.
     wait_for("its processes", lambda: is_alive(host_pid) is (kept == "frozen"), seconds=60)

@@ -123,7 +123,7 @@ def serve_websocket(sandbox: Sandbox, port: int) -> None:
 
 def wait_until_listening(sandbox: Sandbox, port: int) -> None:
     """Returns when something in the sandbox listens on the port."""
-    sandbox.commands.run(f"until ss -Htln | grep -q ':{port} '; do sleep 0.05; done", timeout=20)
+    sandbox.commands.run(f"until ss -Htln | grep -q ':{port} '; do sleep 0.05; done", timeout=60)
 
 
 def serve_git(sandbox: Sandbox, port: int) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from e2b import Sandbox
 
 from support.names import outside_proc
+from support.wait import wait_for
 
 _NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
 
@@ -86,7 +87,8 @@ def instance_processes(instance: str, pid: int | None) -> list[int]:
 def envd_of(sandbox: Sandbox) -> int:
     """The host's process id of a sandbox's first process."""
     handle = sandbox.commands.run("exec sleep 600", background=True, timeout=0)
-    try:
+
+    def parent() -> int | None:
         for status in Path("/proc").glob("[0-9]*/status"):
             try:
                 fields = dict(line.split(":\t", 1) for line in status.read_text().splitlines())
@@ -96,9 +98,13 @@ def envd_of(sandbox: Sandbox) -> int:
             inside = fields["NSpid"].split()[-1] == str(handle.pid)
             if inside and f"E2B_SANDBOX_ID={sandbox.sandbox_id}".encode() in environment:
                 return int(fields["PPid"])
+        return None
+
+    try:
+        # While it becomes `sleep`, it has no environment.
+        return wait_for(f"a process of {sandbox.sandbox_id}", parent)
     finally:
         handle.kill()
-    raise AssertionError(f"no process of {sandbox.sandbox_id} is to be seen")
 
 
 def open_files(pid: int) -> list[str]:

@@ -16,7 +16,7 @@ from typing import Any
 from jupyter_client import KernelManager
 
 #: No cell takes as long.
-LIMIT = 60
+LIMIT = 240
 
 
 def run(cells: list[str]) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ T = TypeVar("T")
 _PAUSE = 0.05
 
 
-def wait_for(what: str, check: Callable[[], T], seconds: float = 10) -> T:
+def wait_for(what: str, check: Callable[[], T], seconds: float = 60) -> T:
     """Calls `check` until it returns something true, and returns that.
 
     `what` completes the sentence "timed out waiting for ...".
@@ -25,7 +25,7 @@ def wait_for(what: str, check: Callable[[], T], seconds: float = 10) -> T:
         time.sleep(_PAUSE)
 
 
-async def async_wait_for(what: str, check: Callable[[], Awaitable[T]], seconds: float = 10) -> T:
+async def async_wait_for(what: str, check: Callable[[], Awaitable[T]], seconds: float = 60) -> T:
     """`wait_for` for a coroutine function."""
     deadline = time.monotonic() + seconds
     while True:
@@ -37,7 +37,7 @@ async def async_wait_for(what: str, check: Callable[[], Awaitable[T]], seconds: 
         await asyncio.sleep(_PAUSE)
 
 
-def equals(what: str, read: Callable[[], T], wanted: T, seconds: float = 10) -> None:
+def equals(what: str, read: Callable[[], T], wanted: T, seconds: float = 60) -> None:
     """Waits until `read` returns `wanted`; the failure shows what it returned last."""
     deadline = time.monotonic() + seconds
     while (value := read()) != wanted:

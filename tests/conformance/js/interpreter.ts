@@ -18,7 +18,7 @@ export async function create(options: object = {}): Promise<Sandbox> {
 }
 
 /** A code interpreter that the tests of one file share; they must not disturb each other. */
-export const shared = () => Sandbox.create({ timeoutMs: 600_000 })
+export const shared = () => Sandbox.create({ timeoutMs: 3_600_000 })
 
 type Context = Awaited<ReturnType<Sandbox['createCodeContext']>>
 

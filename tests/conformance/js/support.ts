@@ -23,10 +23,10 @@ export async function create(options: object = {}): Promise<Sandbox> {
 }
 
 /** A sandbox that the tests of one file share; they must not disturb each other. */
-export const shared = () => Sandbox.create({ timeoutMs: 300_000 })
+export const shared = () => Sandbox.create({ timeoutMs: 3_600_000 })
 
 /** Polls until `check` returns something true. */
-export async function until<T>(what: string, check: () => Promise<T>, ms = 20_000): Promise<T> {
+export async function until<T>(what: string, check: () => Promise<T>, ms = 60_000): Promise<T> {
   const deadline = Date.now() + ms
   for (;;) {
     const value = await check()

@@ -25,7 +25,7 @@ type Buildable = Parameters<typeof Template.build>[0]
 type Options = Parameters<typeof Template.build>[2]
 
 // A template belongs to its test; so do sandboxes of it, which must end first.
-const SLOW = 180_000
+const SLOW = 600_000
 
 function send(method: string, path: string, body?: object): Promise<Response> {
   return fetch(new URL(path, process.env.E2B_API_URL), {
@@ -258,7 +258,7 @@ describe('builds', { timeout: SLOW }, () => {
 
   test('in the background', async () => {
     const name = newName()
-    const info = await Template.buildInBackground(base().runCmd('sleep 2; touch made'), name, {
+    const info = await Template.buildInBackground(base().runCmd('sleep 10; touch made'), name, {
       skipCache: true,
     })
     expect((await Template.getBuildStatus(info)).status).toBe('building')

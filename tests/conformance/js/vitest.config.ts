@@ -10,8 +10,8 @@ const project = (name: 'newest' | 'oldest') => ({
     include: ['*.test.ts'],
     alias: { '@e2b/code-interpreter': `code-interpreter-${name}`, e2b: `e2b-${name}` },
     env: { E2B_SDK: manifest.devDependencies[`e2b-${name}`].split('@')[1] },
-    testTimeout: 90_000,
-    hookTimeout: 90_000,
+    testTimeout: 240_000,
+    hookTimeout: 240_000,
     // Files of one project run side by side, as several users would.
     fileParallelism: true,
     maxWorkers: 2,

@@ -112,7 +112,7 @@ test('a stopped watch calls back no more', async () => {
 test('a watch ends in time', async () => {
   const ends: unknown[] = []
   await sandbox.files.watchDir('/tmp', () => {}, {
-    timeoutMs: 1_000,
+    timeoutMs: 5_000,
     onExit: (error) => void ends.push(error),
   })
   await until('the end', async () => ends.length > 0)

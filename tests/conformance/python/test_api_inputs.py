@@ -14,6 +14,7 @@ import httpx
 import pytest
 from e2b import Sandbox
 
+from support import patient
 from support.sdk import newest
 from support.wait import wait_for
 
@@ -47,7 +48,7 @@ def post(api: httpx.Client) -> Iterator[Callable[..., httpx.Response]]:
 
 
 def test_health_needs_no_key(stack: object) -> None:
-    answer = httpx.get(f"{os.environ['E2B_API_URL']}/health")
+    answer = patient.get(f"{os.environ['E2B_API_URL']}/health")
     assert (answer.status_code, answer.text) == (200, "Health check successful")
 
 
@@ -66,7 +67,7 @@ def test_health_needs_no_key(stack: object) -> None:
     ],
 )
 def test_bad_credentials_are_401(stack: object, headers: dict[str, str], message: str) -> None:
-    answer = httpx.get(f"{os.environ['E2B_API_URL']}/v2/sandboxes", headers=headers)
+    answer = patient.get(f"{os.environ['E2B_API_URL']}/v2/sandboxes", headers=headers)
     if answer.status_code == 431:
         return  # A header of that size need not be read at all.
     assert message in check_error(answer, 401)

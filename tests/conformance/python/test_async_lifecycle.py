@@ -77,7 +77,7 @@ async def test_at_its_timeout(stack: object) -> None:
         async def is_paused() -> bool:
             return (await sandbox.get_info()).state == SandboxState.PAUSED
 
-        await async_wait_for("the sandbox to be paused", is_paused, seconds=20)
+        await async_wait_for("the sandbox to be paused", is_paused)
         await sandbox.connect()
         assert (await sandbox.commands.run("echo again")).stdout == "again\n"
     finally:

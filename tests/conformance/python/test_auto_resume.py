@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 
 import httpx
 import pytest
 from e2b import Sandbox
 
-from support import guest, routing
+from support import guest, patient, routing
 from support.counting import PORT, Counting, ask, seen
 from support.lifecycle import HAS_LIFECYCLE, events, is_paused
 from support.sdk import NEWEST, SDK
@@ -47,7 +48,7 @@ def test_a_plain_request_wakes_it_and_is_answered(waking: Counting) -> None:
     sandbox = waking.sandbox
     before = waking.look()
     sandbox.set_timeout(0)
-    wait_for("the sandbox to be paused", lambda: is_paused(sandbox), seconds=20)
+    wait_for("the sandbox to be paused", lambda: is_paused(sandbox))
     answer = waking.ask()
     waking.went_on(before, seen(answer))
     info = sandbox.get_info()
@@ -101,7 +102,8 @@ def test_a_request_that_comes_while_it_is_being_paused(waking: Counting) -> None
             assert pausing.result(60) is True
             for answer in answers:
                 # One that was with the server when the pause began is cut off with it.
-                assert answer.result(60).status_code in {200, 502}
+                with suppress(httpx.RemoteProtocolError):
+                    assert answer.result(60).status_code in {200, 502}
             assert seen(waking.ask()).run == before.run
     waking.went_on(before)
 
@@ -127,7 +129,7 @@ def test_routing_headers_wake_it(waking: Counting) -> None:
     before = waking.look()
     waking.sandbox.pause()
     headers = {"E2b-Sandbox-Id": waking.sandbox.sandbox_id, "E2b-Sandbox-Port": str(PORT)}
-    answer = httpx.get(os.environ["E2B_SANDBOX_URL"], headers=headers, timeout=60)
+    answer = patient.get(os.environ["E2B_SANDBOX_URL"], headers=headers)
     assert seen(answer).run == before.run
 
 

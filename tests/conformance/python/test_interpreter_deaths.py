@@ -234,7 +234,7 @@ def test_a_cell_that_closes_its_output(interpreter: Sandbox, language: str) -> N
         "import os\npid = os.fork()\nif pid == 0: os._exit(0)\nos.waitpid(pid, 0)[0] == pid",
         # The child goes on with what its parent does.
         "import os\npid = os.fork()\nTrue",
-        "import os\npid = os.fork()\nprint('both', flush=True)\nTrue",
+        "import os\npid = os.fork()\nprint('both', flush=True)\nif pid: os.waitpid(pid, 0)\nTrue",
         "import multiprocessing as m\ncontext = m.get_context('fork')\n"
         "with context.Pool(2) as pool: got = pool.map(abs, [-1, -2])\ngot == [1, 2]",
         "import os, sys\npid = os.fork()\nif pid == 0: sys.exit(0)\nTrue",

@@ -56,7 +56,7 @@ ENVS = {"GREETING": "of the sandbox", "ODD": VALUES[3]}
 def greeting(stack: object) -> Iterator[Sandbox]:
     """A sandbox with variables of its own."""
     require_names()
-    sandbox = Sandbox.create(timeout=600, envs=ENVS)
+    sandbox = Sandbox.create(timeout=3600, envs=ENVS)
     yield sandbox
     sandbox.kill()
 

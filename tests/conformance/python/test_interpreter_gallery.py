@@ -25,7 +25,7 @@ DRIVER = "/opt/plain_jupyter.py"
 def other(stack: object) -> Iterator[Sandbox]:
     """Another sandbox, for the plain client: cells write files."""
     interpreters.require_names()
-    sandbox = Sandbox.create(timeout=600)
+    sandbox = Sandbox.create(timeout=3600)
     source = paths.ROOT / "tests/support/plain_jupyter.py"
     sandbox.files.write(DRIVER, source.read_text(), user="root")
     yield sandbox
@@ -36,7 +36,7 @@ def by_plain_client(sandbox: Sandbox, cells: list[str]) -> list[dict[str, Any]]:
     sandbox.files.write("/tmp/cells.json", json.dumps(cells), user="root")
     # As the interpreter's own kernels run.
     ran = sandbox.commands.run(
-        f"HOME=/root python3 {DRIVER} < /tmp/cells.json", cwd="/home/user", user="root", timeout=240
+        f"HOME=/root python3 {DRIVER} < /tmp/cells.json", cwd="/home/user", user="root", timeout=600
     )
     return [notebooks.plain(did) for did in json.loads(ran.stdout)]
 
@@ -45,7 +45,7 @@ def by_sdk(sandbox: Sandbox, cells: list[str]) -> list[dict[str, Any]]:
     context = sandbox.create_code_context(cwd="/home/user")
     try:
         return [
-            notebooks.told(sandbox.run_code(cell, context=context, timeout=60)) for cell in cells
+            notebooks.told(sandbox.run_code(cell, context=context, timeout=240)) for cell in cells
         ]
     finally:
         interpreters.remove(sandbox, context)

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from e2b_code_interpreter import Context, Sandbox
 
-from support import routing
+from support import patient, routing
 from support.interpreter import PORT, TEMPLATE, begun, events, http, latch, stream
 from support.sdk import newest
 
@@ -204,7 +204,7 @@ def test_it_is_reached_by_name_and_by_headers(interpreter: Sandbox) -> None:
             "headers": {"Host": routing.host(interpreter.sandbox_id, PORT)},
         },
     ]:
-        assert httpx.get(**address).json() == "OK"
+        assert patient.get(**address).json() == "OK"
 
 
 # Rules: INT-1

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -197,8 +198,9 @@ def test_what_was_asked_for_is_shown(api: httpx.Client, create: Callable[..., st
 def test_the_old_list_has_those_that_run(
     api: httpx.Client, create: Callable[..., str], to: Post
 ) -> None:
-    group = {"metadata": "group=old-list"}
-    running, paused = (create(metadata={"group": "old-list"}) for _ in range(2))
+    name = uuid4().hex
+    group = {"metadata": f"group={name}"}
+    running, paused = (create(metadata={"group": name}) for _ in range(2))
     to(paused, "pause")
     old = api.get("/sandboxes", params=group)
     assert [entry["sandboxID"] for entry in old.json()] == [running]
@@ -212,10 +214,11 @@ def test_the_old_list_has_those_that_run(
 
 
 def test_pages_go_on_across_states(api: httpx.Client, create: Callable[..., str], to: Post) -> None:
-    made = [create(metadata={"group": "pages"}) for _ in range(4)]
+    name = uuid4().hex
+    made = [create(metadata={"group": name}) for _ in range(4)]
     for sandbox_id in made[::2]:
         to(sandbox_id, "pause")
-    query = {"metadata": "group=pages", "limit": 1}
+    query = {"metadata": f"group={name}", "limit": 1}
     seen: list[str] = []
     while True:
         page = api.get("/v2/sandboxes", params=query)

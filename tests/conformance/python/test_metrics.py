@@ -78,7 +78,7 @@ def test_samples_of_a_range(sampled: Sandbox) -> None:
 @newest
 def test_what_is_used_shows(sampled: Sandbox) -> None:
     def shown() -> bool:
-        first, *_, last = sampled.get_metrics()
+        first, *_, last = three_samples(sampled)
         memory = last.mem_used - first.mem_used
         disk = last.disk_used - first.disk_used
         return memory > 90 * MIB and disk > 190 * MIB

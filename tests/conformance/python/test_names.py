@@ -13,7 +13,7 @@ import pytest
 from e2b import AsyncSandbox, PtySize, Sandbox, TimeoutException
 from websockets.sync.client import connect
 
-from support import guest, names
+from support import guest, names, patient
 from support.sdk import since
 from support.wait import wait_for
 
@@ -83,7 +83,7 @@ def test_the_domain_is_in_every_answer(named: Sandbox) -> None:
     domain = os.environ["E2B_DOMAIN"]
     assert named.get_host(3000) == f"3000-{named.sandbox_id}.{domain}"
     headers = {"X-API-Key": os.environ["E2B_API_KEY"]}
-    answer = httpx.get(f"https://api.{domain}/sandboxes/{named.sandbox_id}", headers=headers)
+    answer = patient.get(f"https://api.{domain}/sandboxes/{named.sandbox_id}", headers=headers)
     assert answer.json()["domain"] == domain
 
 
@@ -138,12 +138,12 @@ async def test_asynchronously() -> None:
 
 def test_signed_links_work_as_they_are(named: Sandbox) -> None:
     upload = named.upload_url("signed ü.txt", use_signature_expiration=60)
-    assert httpx.post(upload, files={"file": ("x", b"linked")}).status_code == 200
+    assert patient.post(upload, files={"file": ("x", b"linked")}).status_code == 200
     link = named.download_url("signed ü.txt")
     assert link.startswith(f"https://49983-{named.sandbox_id}.{os.environ['E2B_DOMAIN']}/files?")
-    assert httpx.get(link).text == "linked"
+    assert patient.get(link).text == "linked"
     other = link.replace("signed", "another")
-    assert httpx.get(other).json()["message"] == "invalid signature"
+    assert patient.get(other).json()["message"] == "invalid signature"
 
 
 @pytest.mark.parametrize("scheme", ["https", "http"])
@@ -152,7 +152,7 @@ def test_a_server_in_the_sandbox(named: Sandbox, scheme: str) -> None:
     guest.serve_http(named, "127.0.0.1", port)
     guest.wait_until_listening(named, port)
     host = named.get_host(port) if scheme == "https" else without_tls(named.get_host(port))
-    answer = httpx.get(f"{scheme}://{host}/")
+    answer = patient.get(f"{scheme}://{host}/")
     assert answer.json() == {"address": "127.0.0.1", "host": host}
 
 
@@ -165,7 +165,7 @@ def test_server_sent_events(named: Sandbox) -> None:
         for number, line in enumerate(line for line in answer.iter_lines() if line):
             assert line == f"data: {number}"
             # The next one is sent only when this one has been seen.
-            assert httpx.post(url).status_code == 204
+            assert patient.post(url).status_code == 204
     assert number == 2
 
 
@@ -246,18 +246,18 @@ def test_what_is_trusted_vouches_for_the_domain_only() -> None:
 def test_hosts_that_are_none_of_the_deployment(named: Sandbox) -> None:
     domain, port = front()
     for host in ["localhost", f"www.{domain}", f"3000-{named.sandbox_id}.example.com"]:
-        answer = httpx.get(f"http://127.0.0.1:{port}/", headers={"Host": host})
+        answer = patient.get(f"http://127.0.0.1:{port}/", headers={"Host": host})
         assert (answer.status_code, answer.json()["error_code"]) == (404, "ATL-6002")
-    home = httpx.get(f"https://{os.environ['E2B_DOMAIN']}/")
+    home = patient.get(f"https://{os.environ['E2B_DOMAIN']}/")
     assert home.json()["api"] == f"https://api.{os.environ['E2B_DOMAIN']}"
 
 
 def test_the_published_key_is_not_for_web_pages() -> None:
     url = f"https://api.{os.environ['E2B_DOMAIN']}/v2/sandboxes"
     headers = {"X-API-Key": os.environ["E2B_API_KEY"]}
-    assert httpx.get(url, headers=headers).status_code == 200
+    assert patient.get(url, headers=headers).status_code == 200
     for name in ["Origin", "X-Forwarded-For"]:
-        answer = httpx.get(url, headers={**headers, name: "https://3000-x.sbx.localhost"})
+        answer = patient.get(url, headers={**headers, name: "https://3000-x.sbx.localhost"})
         assert (answer.status_code, answer.json()["error_code"]) == (401, "ATL-2011")
 
 
@@ -265,6 +265,6 @@ def test_the_published_key_is_not_for_web_pages() -> None:
 def test_control_routes_are_hidden(named: Sandbox, path: str) -> None:
     host = named.get_host(49983)
     url = httpx.URL(f"https://{host}").copy_with(raw_path=path.encode())
-    answer = httpx.post(url, json={})
+    answer = patient.post(url, json={})
     assert answer.status_code == 404
     assert answer.json()["message"].startswith("This endpoint is reserved")

@@ -157,14 +157,15 @@ def test_a_paused_sandbox_can_be_killed(create: Create) -> None:
 
 
 def test_a_paused_sandbox_has_no_deadline(create: Create) -> None:
-    sandbox, marker = create(timeout=3), create(timeout=300)
+    marker = create(timeout=300)
+    sandbox = create(timeout=8)
     pause(sandbox)
     ended = sandbox.get_info().end_at
     with pytest.raises(NotFoundException):
         sandbox.set_timeout(1)
     # Its own deadline comes before this one's.
-    marker.set_timeout(4)
-    wait_for("the other sandbox to expire", lambda: not marker.is_running(), seconds=20)
+    marker.set_timeout(9)
+    wait_for("the other sandbox to expire", lambda: not marker.is_running())
     assert_paused(sandbox)
     assert sandbox.get_info().end_at == ended
     sandbox.connect(timeout=60)
@@ -193,7 +194,7 @@ def test_it_is_paused_when_its_time_is_up_and_never_out_of_sight(create_pausing:
         assert listed(metadata={"group": group}) == [sandbox.sandbox_id]
         return is_paused(sandbox)
 
-    wait_for("the sandbox to be paused", is_paused_and_seen, seconds=20)
+    wait_for("the sandbox to be paused", is_paused_and_seen)
     assert_paused(sandbox)
     info = sandbox.get_info()
     assert info.end_at >= ends
@@ -207,7 +208,7 @@ def test_it_is_paused_again_when_its_next_time_is_up(create_pausing: Create) -> 
     before = counting.look()
     for _ in range(3):
         sandbox.set_timeout(0)
-        wait_for("the sandbox to be paused", lambda: is_paused(sandbox), seconds=20)
+        wait_for("the sandbox to be paused", lambda: is_paused(sandbox))
         sandbox.connect(timeout=300)
         counting.went_on(before)
 
@@ -215,7 +216,7 @@ def test_it_is_paused_again_when_its_next_time_is_up(create_pausing: Create) -> 
 def test_a_timeout_of_zero_kills_what_is_not_to_be_paused(create: Create) -> None:
     sandbox = create(timeout=300)
     sandbox.set_timeout(0)
-    wait_for("the sandbox to end", lambda: sandbox.sandbox_id not in listed(), seconds=20)
+    wait_for("the sandbox to end", lambda: sandbox.sandbox_id not in listed())
     assert sandbox.is_running() is False
     with pytest.raises(NotFoundException):
         sandbox.get_info()
@@ -223,10 +224,10 @@ def test_a_timeout_of_zero_kills_what_is_not_to_be_paused(create: Create) -> Non
 
 def test_shortened_then_extended_it_is_not_paused(create_pausing: Create, create: Create) -> None:
     sandbox, marker = create_pausing(timeout=300), create(timeout=300)
-    sandbox.set_timeout(3)
+    sandbox.set_timeout(8)
     sandbox.set_timeout(300)
-    marker.set_timeout(4)
-    wait_for("the other sandbox to expire", lambda: not marker.is_running(), seconds=20)
+    marker.set_timeout(9)
+    wait_for("the other sandbox to expire", lambda: not marker.is_running())
     assert_runs(sandbox)
 
 
@@ -300,7 +301,7 @@ def test_without_its_memory_when_its_time_is_up(create: Create) -> None:
     sandbox.files.write("/home/user/file", "kept")
     boot = boot_id(sandbox)
     sandbox.set_timeout(0)
-    wait_for("the sandbox to be paused", lambda: is_paused(sandbox), seconds=20)
+    wait_for("the sandbox to be paused", lambda: is_paused(sandbox))
     sandbox.connect()
     assert_booted_anew(counting, boot)
 

@@ -170,11 +170,11 @@ def test_several_followers_and_one_who_is_late(shared: Sandbox) -> None:
 
 # Rules: PROC-44, PROC-45, PROC-5, TRAP-8
 def test_the_timeout_of_a_run_ends_the_process(shared: Sandbox) -> None:
-    followed = shared.commands.run("sleep 600", background=True, timeout=1)
+    followed = shared.commands.run("sleep 600", background=True, timeout=5)
     with pytest.raises(TimeoutException):
         followed.wait()
     equals("the process is listed", lambda: listed(shared, followed.pid), False)
-    left = shared.commands.run("sleep 600", background=True, timeout=1)
+    left = shared.commands.run("sleep 600", background=True, timeout=5)
     left.disconnect()
     equals("the process is listed", lambda: listed(shared, left.pid), False)
     assert failure(shared.commands.connect(left.pid).wait).error == "signal: killed"
@@ -207,8 +207,8 @@ def test_a_kill_amid_output(shared: Sandbox) -> None:
     handle = shared.commands.run("exec yes", background=True, timeout=0)
     assert next(iter(handle))[0]
     assert handle.kill() is True
-    assert shared.commands.run(f"kill -0 {handle.pid} || echo gone", user="root").stdout == "gone\n"
     failed = failure(handle.wait)
+    assert shared.commands.run(f"kill -0 {handle.pid} || echo gone", user="root").stdout == "gone\n"
     assert (failed.exit_code, failed.error) == (-1, "signal: killed")
 
 

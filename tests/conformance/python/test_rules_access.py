@@ -12,7 +12,7 @@ import pytest
 from e2b import Sandbox
 from e2b.sandbox.signature import get_signature
 
-from support import routing
+from support import patient, routing
 
 Create = Callable[..., Sandbox]
 ENVD = 49983
@@ -59,7 +59,7 @@ def test_a_link_is_made_for_the_sandboxs_own_name(
     monkeypatch.delenv("E2B_SANDBOX_URL")
     link = urlsplit(Sandbox.connect(shared.sandbox_id).download_url("/etc/hostname"))
     assert link.netloc.startswith(f"{ENVD}-{shared.sandbox_id}.")
-    answer = httpx.get(f"{proxy}{link.path}?{link.query}", headers={"Host": link.netloc})
+    answer = patient.get(f"{proxy}{link.path}?{link.query}", headers={"Host": link.netloc})
     assert answer.status_code == 200
 
 
@@ -106,7 +106,7 @@ def test_the_name_of_a_port(api: httpx.Client, shared: Sandbox) -> None:
     domain = api.get(f"/sandboxes/{shared.sandbox_id}").json().get("domain") or routing.DOMAIN
     host = shared.get_host(3000)
     assert host == f"3000-{shared.sandbox_id}.{domain}"
-    answer = httpx.get(os.environ["E2B_SANDBOX_URL"], headers={"Host": host})
+    answer = patient.get(os.environ["E2B_SANDBOX_URL"], headers={"Host": host})
     assert answer.json()["port"] == 3000
 
 

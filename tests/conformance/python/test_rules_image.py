@@ -102,7 +102,7 @@ def test_the_build_is_named(shared: Sandbox) -> None:
 # Rules: IMAGE-11
 def test_ready_checks_work(shared: Sandbox) -> None:
     shared.commands.run("exec python3 -m http.server 8123", background=True, timeout=0)
-    shared.commands.run("until ss -Htuln | grep -q ':8123 '; do sleep 0.05; done", timeout=20)
+    shared.commands.run("until ss -Htuln | grep -q ':8123 '; do sleep 0.05; done", timeout=60)
     fetch = "curl -s -o /dev/null -w '%{http_code}' http://localhost:8123/ | grep -q 200"
     assert shared.commands.run(fetch).exit_code == 0
     assert shared.commands.run("pgrep python3 > /dev/null").exit_code == 0

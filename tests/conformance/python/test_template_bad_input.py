@@ -17,6 +17,7 @@ import httpx
 import pytest
 from e2b import BuildException, Sandbox, Template
 
+from support import patient
 from support.layers import Layers
 from support.sdk import newest
 from support.stack import RunningStack, Stack
@@ -146,7 +147,7 @@ def put(api: httpx.Client, built: Built, content: bytes | Iterator[bytes]) -> tu
     """Uploads this as files; the hash they were promised under, and the answer."""
     promised = os.urandom(32).hex()
     url = api.get(f"/templates/{built.template_id}/files/{promised}").json()["url"]
-    return promised, httpx.put(url, content=content, timeout=60)
+    return promised, patient.put(url, content=content)
 
 
 def tar(*members: tuple[str, bytes, str]) -> bytes:

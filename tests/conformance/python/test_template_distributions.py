@@ -62,7 +62,7 @@ def image(built: tuple[str, str]) -> str:
 @pytest.fixture(scope="module")
 def sandbox(built: tuple[str, str]) -> Iterator[Sandbox]:
     """One for the whole file: these tests do not disturb each other."""
-    sandbox = Sandbox.create(template=built[1], timeout=300)
+    sandbox = Sandbox.create(template=built[1], timeout=3600)
     yield sandbox
     sandbox.kill()
 

@@ -118,7 +118,7 @@ def test_the_other_route_for_logs(api: httpx.Client, build: Builds) -> None:
 
 
 def test_a_build_in_the_background(build: Builds, create: Create) -> None:
-    template = Template().from_base_image().run_cmd("echo slow; sleep 3; touch /home/user/made")
+    template = Template().from_base_image().run_cmd("echo slow; sleep 10; touch /home/user/made")
     built = build.start(template, skip_cache=True)
     # Exactly one request: a client that looks at once must see that it has begun.
     assert Template.get_build_status(built.info).status.value == "building"

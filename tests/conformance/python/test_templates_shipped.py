@@ -99,7 +99,8 @@ def test_every_team_can_use_it_and_none_can_take_its_name(
 
 
 def test_no_other_team_gives_it_to_all(absent: str, other_team: str, api: httpx.Client) -> None:
-    with httpx.Client(base_url=api.base_url, headers={"X-API-Key": other_team}) as theirs:
+    headers = {"X-API-Key": other_team}
+    with httpx.Client(base_url=api.base_url, headers=headers, timeout=75) as theirs:
         assert theirs.post("/v3/templates", json={"name": absent}).status_code == 202
         refused = theirs.patch(f"/templates/{absent}", json={"public": True})
         assert (refused.status_code, "reserved" in refused.text) == (403, True), refused.text
