@@ -1,6 +1,9 @@
 //! `atoll sandbox logs`: what envd and the node say of a sandbox.
 
-use std::{process::ExitCode, time::Duration};
+use std::{
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
 use atoll_core::{Error, Result, error::codes};
 use atoll_wire::rest::SandboxLogEntry;
@@ -9,6 +12,13 @@ use crate::{client::Client, terminal};
 
 /// How often a log that is followed is asked for.
 const PAUSE: Duration = Duration::from_millis(400);
+
+/// How long the last line of a sandbox that has ended is waited for. It is written when all of it is
+/// gone, and stored a moment later.
+const LAST_LINE: Duration = Duration::from_secs(15);
+
+/// The `event_type` of that line.
+const END: &str = "sandbox_end";
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -39,30 +49,55 @@ pub(crate) struct View {
 
 pub(crate) async fn run(client: &Client, arguments: &Arguments) -> Result<ExitCode> {
     let id = &arguments.id;
-    let mut is_running = match client.info(id).await {
-        Ok(_) => true,
+    let (mut place, mut gone) = (Place::default(), None);
+    if let Some(unknown) = absence(client, id).await? {
         // One that has ended is known by its log.
-        Err(error) if error.code == codes::NOT_FOUND => {
-            if client.logs(id, 0, "debug").await?.is_empty() {
-                return Err(error);
-            }
-            false
+        if client.logs(id, 0, "debug").await?.is_empty() {
+            return Err(unknown);
         }
-        Err(error) => return Err(error),
-    };
-    let mut place = Place::default();
+        gone = Some(Instant::now());
+    }
     loop {
         show_new(client, arguments, &mut place).await?;
-        if !is_running || !arguments.view.follow {
+        if !arguments.view.follow {
             return Ok(ExitCode::SUCCESS);
         }
-        is_running = match client.info(id).await {
-            Ok(_) => true,
-            Err(error) if error.code == codes::NOT_FOUND => false,
-            Err(error) => return Err(error),
-        };
-        // Also after its end, whose line takes a moment to be stored.
+        match gone {
+            Some(since)
+                if has_last_line(client, id, &place).await? || since.elapsed() > LAST_LINE =>
+            {
+                show_new(client, arguments, &mut place).await?;
+                return Ok(ExitCode::SUCCESS);
+            }
+            Some(_) => {}
+            None => gone = absence(client, id).await?.map(|_| Instant::now()),
+        }
         tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// The error for a sandbox that is not there; none for one that is.
+async fn absence(client: &Client, id: &str) -> Result<Option<Error>> {
+    match client.info(id).await {
+        Ok(_) => Ok(None),
+        Err(error) if error.code == codes::NOT_FOUND => Ok(Some(error)),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether the line that says how a sandbox has ended is in its log, behind what was shown.
+async fn has_last_line(client: &Client, id: &str, shown: &Place) -> Result<bool> {
+    let mut place = Place { start: shown.start, shown: 0 };
+    loop {
+        let page = client.logs(id, place.start, "info").await?;
+        let is_end =
+            |entry: &SandboxLogEntry| entry.fields.get("event_type").is_some_and(|it| it == END);
+        if page.iter().any(is_end) {
+            return Ok(true);
+        }
+        if place.advance(&page).is_empty() {
+            return Ok(false);
+        }
     }
 }
 
