@@ -14,7 +14,7 @@ pub(super) async fn delete(
     delete: impl Fn() -> Query<'static, Sqlite, SqliteArguments>,
 ) -> Result<()> {
     loop {
-        let deleted = delete().execute(&db.pool).await.coded()?.rows_affected();
+        let deleted = delete().execute(&db.writer).await.coded()?.rows_affected();
         if deleted < ROWS.unsigned_abs() {
             return Ok(());
         }

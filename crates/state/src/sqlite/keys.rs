@@ -126,17 +126,17 @@ pub(super) async fn key_owner(db: &SqliteDatabase, hash: &str) -> Result<Option<
     let used: Option<i64> = row.value("last_used")?;
     if used.is_none_or(|used| used.abs_diff(now()) >= LAST_USED_STEP.unsigned_abs()) {
         // Beside the request: it neither waits for the write lock nor fails if the disk is full.
-        tokio::spawn(record_use(db.pool.clone(), owner.key_id));
+        tokio::spawn(record_use(db.writer.clone(), owner.key_id));
     }
     db.key_cache.put(hash, &owner);
     Ok(Some(owner))
 }
 
-async fn record_use(pool: SqlitePool, key: Uuid) {
+async fn record_use(writer: SqlitePool, key: Uuid) {
     let result = sqlx::query("UPDATE team_api_keys SET last_used = $1 WHERE id = $2")
         .bind(now())
         .bind(key.to_string())
-        .execute(&pool)
+        .execute(&writer)
         .await;
     match result {
         Ok(_) | Err(sqlx::Error::PoolClosed) => {}
@@ -302,7 +302,7 @@ pub(super) async fn create_api_key(
 ) -> Result<()> {
     let key = StoredKey::of_seed("API key", API_KEY_PREFIX, raw)?;
     let new = NewApiKey { team, user, name, development: false, key: &key };
-    insert_api_key(&db.pool, new).await
+    insert_api_key(&db.writer, new).await
 }
 
 /// An API key to be stored.

@@ -55,21 +55,23 @@ use crate::{
 
 static MIGRATIONS: Migrator = sqlx::migrate!("./migrations/sqlite");
 
-/// Connections kept open. There is one writer at a time whatever the number, and a lookup takes
-/// microseconds; each connection is a thread.
+/// Connections that read. A lookup takes microseconds; each connection is a thread.
 const CONNECTIONS: u32 = 4;
 
 /// Logs that are searched at a time: one may be long, and others must find a connection meanwhile.
 const LOG_READERS: usize = 2;
 const _: () = assert!(LOG_READERS < CONNECTIONS as usize);
 
-/// How long a writer waits for its turn before it fails.
+/// How long is waited for another program that writes, such as a backup, or a checkpoint of the log.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The database of one data directory. Clones share its connections.
 #[derive(Clone)]
 pub struct SqliteDatabase {
     pool: SqlitePool,
+    /// The connection that writes. There is one writer at a time in any case; here they wait in the
+    /// order in which they came, where SQLite would have each try again until it is lucky.
+    writer: SqlitePool,
     key_cache: keys::KeyCache,
     log_readers: Arc<Semaphore>,
 }
@@ -84,10 +86,7 @@ impl SqliteDatabase {
     /// - `codes::DATA_DIR_IN_USE`: another program keeps it locked.
     /// - `codes::DISK_FULL`.
     pub async fn open(path: impl AsRef<Path>) -> Result<Self> {
-        Self::open_with(path.as_ref(), CONNECTIONS).await
-    }
-
-    async fn open_with(path: &Path, connections: u32) -> Result<Self> {
+        let path = path.as_ref();
         create_private(path).map_err(|error| cannot_create(path, &error))?;
         let options = SqliteConnectOptions::new()
             .filename(path)
@@ -97,31 +96,33 @@ impl SqliteDatabase {
             // A snapshot that was answered is there after a power cut too.
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(BUSY_TIMEOUT);
-        let pool = SqlitePoolOptions::new()
-            .max_connections(connections)
-            // A connection to a local file does not go stale.
-            .idle_timeout(None)
-            .max_lifetime(None)
-            .test_before_acquire(false)
-            .connect_with(options)
-            .await
-            .at(path)?;
+        let connections = |count| {
+            SqlitePoolOptions::new()
+                .max_connections(count)
+                // A connection to a local file does not go stale.
+                .idle_timeout(None)
+                .max_lifetime(None)
+                .test_before_acquire(false)
+        };
+        let writer = connections(1).connect_lazy_with(options.clone());
+        let pool = connections(CONNECTIONS).connect_with(options).await.at(path)?;
         if let Err(error) = MIGRATIONS.run(&pool).await {
             pool.close().await;
             return Err(cannot_migrate(path, error));
         }
         let log_readers = Arc::new(Semaphore::new(LOG_READERS));
-        Ok(Self { pool, key_cache: keys::KeyCache::default(), log_readers })
+        Ok(Self { pool, writer, key_cache: keys::KeyCache::default(), log_readers })
     }
 
     /// Waits for queries under way, folds the write-ahead log into the file and closes it. Calls
     /// after this fail.
     pub async fn close(&self) {
+        self.writer.close().await;
         self.pool.close().await;
     }
 
     async fn begin_write(&self) -> Result<Transaction<'static, Sqlite>> {
-        self.pool.begin_with("BEGIN IMMEDIATE").await.coded()
+        self.writer.begin_with("BEGIN IMMEDIATE").await.coded()
     }
 }
 
@@ -299,11 +300,9 @@ mod tests {
     #[tokio::test]
     async fn a_full_disk_is_reported_and_passes() {
         let directory = tempfile::tempdir().unwrap();
-        // One connection, since the limit is a connection's.
-        let path = directory.path().join("atoll.db");
-        let db = SqliteDatabase::open_with(&path, 1).await.unwrap();
+        let db = SqliteDatabase::open(directory.path().join("atoll.db")).await.unwrap();
         let limit = async |pages: &'static str| {
-            sqlx::query(pages).execute(&db.pool).await.unwrap();
+            sqlx::query(pages).execute(&db.writer).await.unwrap();
         };
         let rows: Vec<MetricRow> = (0..5000).map(sample).collect();
         limit("PRAGMA max_page_count = 40").await;

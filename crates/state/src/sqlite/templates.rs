@@ -178,7 +178,7 @@ pub(super) async fn count_spawn(db: &SqliteDatabase, template: &TemplateId) -> R
     )
     .bind(now())
     .bind(template.as_str())
-    .execute(&db.pool)
+    .execute(&db.writer)
     .await
     .coded()?;
     Ok(())
