@@ -9,7 +9,7 @@ use std::{
 use atoll_core::{Error, Result, error::codes};
 use atoll_storage::StartCommand;
 use futures::future::{self, Either};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::commands::{Command, Exit, Guest, Happened, Output, Running};
 
@@ -22,6 +22,8 @@ const SETTLED_AFTER: Duration = Duration::from_secs(20);
 /// Between two looks whether it is ready, growing from the first to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LAST_PAUSE: Duration = Duration::from_secs(2);
+/// What the command printed just before it was ready comes by another connection, and may come later.
+const LAST_WORDS: Duration = Duration::from_millis(300);
 /// Bytes of output that a failure shows.
 const SHOWN_BYTES: usize = 4096;
 
@@ -59,7 +61,12 @@ pub async fn start(
     let ready = std::pin::pin!(ready(guest, start.ready.as_deref(), purpose));
     let service = std::pin::pin!(service.watch(&mut say));
     match timeout_at(begun + limit, future::select(ready, service)).await {
-        Ok(Either::Left(((), _))) => Ok(()),
+        Ok(Either::Left(((), service))) => {
+            if purpose == Start::Build {
+                let _ = timeout(LAST_WORDS, service).await;
+            }
+            Ok(())
+        }
         Ok(Either::Right((failure, _))) => Err(failure),
         Err(_) if start.ready.is_none() => Ok(()),
         Err(_) => {
