@@ -16,6 +16,8 @@ use std::{
     os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
 };
 
 use atoll_core::{Error, Result, error::codes};
@@ -34,6 +36,10 @@ const MIN_BYTES: u64 = 256 << 20;
 /// Less than this, bytes, and less than one part in [`HOST_SHARE`], is nearly nothing on a file system.
 const HOST_RESERVE: u64 = 1 << 30;
 const HOST_SHARE: u64 = 50;
+
+/// How long it is tried to unmount the pool: a child of this process has what is open here until it has
+/// become another program.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A btrfs superblock begins at 64 KiB with a checksum, ids and flags, 64 bytes in all; then this.
 const MAGIC: &[u8; 8] = b"_BHRfS_M";
@@ -127,8 +133,13 @@ impl Pool {
 
     /// Unmounts it, unless something in it is in use: then it stays for the next start.
     pub(crate) fn close(&self) {
-        if let Err(error) = run("umount", "mount", Command::new("umount").arg(&self.dir)) {
-            tracing::warn!(%error, "the disk pool stays mounted");
+        let deadline = Instant::now() + CLOSE_PATIENCE;
+        while let Err(error) = run("umount", "mount", Command::new("umount").arg(&self.dir)) {
+            if Instant::now() > deadline {
+                tracing::warn!(%error, "the disk pool stays mounted");
+                return;
+            }
+            thread::sleep(Duration::from_millis(50));
         }
     }
 }

@@ -29,7 +29,7 @@ use super::{
 use crate::{auth, budget::Charge, guest::Guest};
 
 /// How long a kill waits for the end. A process may be held up in the kernel, its killer may not.
-const DYING: Duration = Duration::from_secs(1);
+const DYING: Duration = Duration::from_secs(5);
 
 /// Tells proxies not to hold back what a stream sends.
 const UNBUFFERED: (&str, &str) = ("x-accel-buffering", "no");

@@ -260,8 +260,6 @@ fn run(socket: StdStream) -> ! {
 #[allow(unsafe_code)]
 fn prepare(socket: &StdStream, group: libc::pid_t) -> io::Result<()> {
     const FIRST: u32 = 3;
-    // For people who look at processes.
-    rustix::thread::set_name(c"envd-spawner")?;
     // A signal to envd's group, which is everybody's, is not for it.
     if group > 0 {
         setpgid(None, None)?;
@@ -293,7 +291,12 @@ fn prepare(socket: &StdStream, group: libc::pid_t) -> io::Result<()> {
         libc::sigfillset(all.as_mut_ptr());
         libc::sigprocmask(libc::SIG_SETMASK, all.as_ptr(), ptr::null_mut())
     };
-    if blocked == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if blocked != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // For people who look at processes; at last, when it is what the name says.
+    rustix::thread::set_name(c"envd-spawner")?;
+    Ok(())
 }
 
 /// The next request; none when envd has gone.
