@@ -35,8 +35,11 @@ function same({ objectId, unserializableValue, value }) {
 }
 
 let begun = 0; // cells, hidden ones too
+let waits; // for the main thread to hear of an interrupt
 
 function run({ number, code, typescript, hidden }) {
+  // Whatever was to be interrupted is over.
+  clearTimeout(waits);
   begun += 1;
   const cell = { value: begun };
   const name = hidden ? '<hidden>' : `<cell-${number}>`;
@@ -75,8 +78,6 @@ function run({ number, code, typescript, hidden }) {
 // If the main thread hears a message, its cell waits for something, and it lets go of it by itself. If
 // not, it is busy: JavaScript is terminated, and a program that is waited for in the midst of it
 // (execSync) gets the signal that Ctrl-C sends.
-let waits;
-
 function interrupt() {
   const cell = begun;
   clearTimeout(waits);
