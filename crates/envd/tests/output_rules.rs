@@ -143,7 +143,7 @@ async fn a_process_that_is_held_back_can_be_killed() {
 // Rules: PROC-33, PROC-34, TRAP-10
 #[tokio::test]
 async fn those_who_go_away_hold_nobody_back_and_output_costs_nothing() {
-    const BYTES: u64 = 2 << 30;
+    const BYTES: u64 = 256 << 20;
     let envd = Envd::start().await;
     let directory = tempfile::tempdir().unwrap();
     let done = directory.path().join("done");

@@ -275,7 +275,7 @@ async fn a_kill_does_not_wait_for_those_left_behind() {
 #[tokio::test]
 async fn the_timeout_of_a_start_is_the_life_of_the_process() {
     let envd = Envd::start().await;
-    let timeout = [("connect-timeout-ms", "200")];
+    let timeout = [("connect-timeout-ms", "3000")];
     let mut followed = envd.start_process("sleep", &["1000"], json!({}), &timeout).await;
     let outcome = followed.outcome().await;
     assert_eq!(outcome.trailer["error"]["code"], "deadline_exceeded");

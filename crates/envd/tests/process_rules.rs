@@ -356,7 +356,7 @@ async fn killing_a_shell_in_a_terminal_hangs_up_what_it_runs() {
 #[tokio::test]
 async fn a_timeout_does_not_wait_for_children() {
     let envd = Envd::start().await;
-    let timeout = [("connect-timeout-ms", "500")];
+    let timeout = [("connect-timeout-ms", "3000")];
     let args = ["-c", WITH_CHILD];
     let mut events = envd.start_process("/bin/sh", &args, json!({}), &timeout).await;
     let pid = events.pid().await;

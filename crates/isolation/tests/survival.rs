@@ -243,7 +243,7 @@ async fn a_log_that_nobody_reads_blocks_nobody_and_goes_on_after_adoption() {
     let mut running = world.run("talks", COUNT);
     let identity = journalled(&running);
     let log = running.log.take().unwrap();
-    assert_eq!(numbers(log, 1).await, [1]);
+    assert!(numbers(log, 1).await.starts_with(&[1]));
     // Several times what a pipe holds, with nobody at its other end.
     ticks.more(100).await;
 

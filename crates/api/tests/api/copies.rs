@@ -184,7 +184,7 @@ async fn a_paused_sandbox_is_forked_by_our_own_route() {
 #[tokio::test]
 async fn forks_that_nobody_was_told_of_are_ended() {
     let stack = Stack::with(FakeNode::holding(), |options| {
-        options.handler_deadline = Duration::from_millis(500);
+        options.handler_deadline = Duration::from_secs(3);
     })
     .await;
     stack.node.gate.add_permits(1);

@@ -147,7 +147,9 @@ async fn files_that_the_kernel_makes_up_are_read() {
 
     let symbols = fs::read("/proc/kallsyms").unwrap();
     let answer = fixture.server.get("/files?path=/proc/kallsyms", &[]).await;
-    assert!(symbols.len() > 64 << 10 && answer.body == symbols);
+    // The rest may change at any time.
+    let (same, all) = (1 << 20, answer.body.as_ref());
+    assert!(symbols.len() > same && all.len() > same && all[..same] == symbols[..same]);
 }
 
 // Rules: BOOT-3

@@ -49,7 +49,7 @@ pub(crate) fn main(arguments: &[String]) -> ExitCode {
 
 fn connect(address: &str) -> io::Result<TcpStream> {
     let stream = TcpStream::connect_timeout(&address.parse().unwrap(), PATIENCE)?;
-    stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+    stream.set_read_timeout(Some(Duration::from_secs(3)))?;
     Ok(stream)
 }
 

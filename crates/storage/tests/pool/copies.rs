@@ -173,7 +173,7 @@ async fn unique_bytes_are_those_that_a_delete_frees() {
                 tokio::time::sleep(std::time::Duration::from_millis(50)).await;
             }
         };
-        let waited = tokio::time::timeout(std::time::Duration::from_secs(60), wait).await;
+        let waited = tokio::time::timeout(std::time::Duration::from_secs(300), wait).await;
         assert!(waited.is_ok(), "{name}: {:?}", unique(&storage, name).await);
     }
     // A copy shares all, until the other goes.

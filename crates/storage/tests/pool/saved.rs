@@ -117,7 +117,7 @@ async fn limit_holds_over_rests(storage: &Handle) {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
-    assert!(tokio::time::timeout(Duration::from_secs(60), shrink).await.is_ok());
+    assert!(tokio::time::timeout(Duration::from_secs(300), shrink).await.is_ok());
     assert!(disk.usage().await.unwrap().0 > 49 * MIB);
     let error = fill(&disk.upper().join("second"), 80 * MIB).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::QuotaExceeded);
@@ -379,7 +379,7 @@ async fn a_full_pool_is_said_to_be_full_and_nothing_is_half_saved() {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
-    assert!(tokio::time::timeout(Duration::from_secs(60), seal).await.is_ok());
+    assert!(tokio::time::timeout(Duration::from_secs(300), seal).await.is_ok());
     disk.destroy().await.unwrap();
     service.shutdown().await;
 }

@@ -127,7 +127,7 @@ async fn a_layer_that_was_altered_is_found_after_the_machine_stopped() {
             tokio::task::yield_now().await;
         }
     };
-    assert!(tokio::time::timeout(std::time::Duration::from_secs(60), refused).await.is_ok());
+    assert!(tokio::time::timeout(std::time::Duration::from_secs(300), refused).await.is_ok());
     // Not forgotten at the next start, also when all is read by then.
     until("all is read", || fs::read_to_string(&boot).unwrap() != "another\n").await;
     service.shutdown().await;

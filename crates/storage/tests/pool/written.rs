@@ -9,7 +9,7 @@ use std::{
 
 use rustix::fs::XattrFlags;
 
-use crate::{DataDir, MIB, Overlay, fill, layer};
+use crate::{DataDir, MIB, Overlay, fill, layer, until};
 
 /// A root of these layers, lowest first, as sandboxes have it.
 fn root_of(lower: &[&Path]) -> tempfile::TempDir {
@@ -132,13 +132,7 @@ async fn a_layer_that_nobody_waits_for_is_none() {
         made = draft.commit(layer("x")) => panic!("{made:?}"),
         () = std::future::ready(()) => {}
     }
-    for _ in 0..100 {
-        if dir.layers().is_empty() {
-            break;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-    }
-    assert!(dir.layers().is_empty());
+    until("the layer is gone", || dir.layers().is_empty()).await;
     assert!(storage.layers().await.is_empty());
     service.shutdown().await;
 }

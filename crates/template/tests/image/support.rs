@@ -141,8 +141,7 @@ impl Registry {
     pub(crate) fn start(kind: Kind) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = |name: &str| directory.path().join(name);
-        let port = free_port();
-        let mut http = json!({ "addr": format!("127.0.0.1:{port}"), "secret": "s" });
+        let mut http = json!({ "secret": "s" });
         let mut config = json!({ "version": 0.1, "log": { "accesslog": { "disabled": true } },
             "storage": { "filesystem": { "rootdirectory": path("data") } } });
         match kind {
@@ -167,6 +166,8 @@ impl Registry {
                 http["tls"] = json!({ "certificate": path("certificate"), "key": path("key") });
             }
         }
+        let port = free_port();
+        http["addr"] = json!(format!("127.0.0.1:{port}"));
         config["http"] = http;
         // YAML has JSON in it.
         fs::write(path("config.yml"), config.to_string()).unwrap();

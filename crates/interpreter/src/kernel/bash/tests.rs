@@ -189,7 +189,8 @@ async fn much_output_arrives_before_the_end() {
         match shell.next().await.unwrap() {
             Event::Printed { text, .. } => {
                 length += text.len();
-                last = text;
+                last.push_str(&text);
+                last.drain(..last.len().saturating_sub(5));
             }
             Event::Done => break,
             Event::Started(_) => {}
@@ -197,7 +198,7 @@ async fn much_output_arrives_before_the_end() {
         }
     }
     assert_eq!(length, 100_000_005);
-    assert!(last.ends_with("\nend\n"));
+    assert_eq!(last, "\nend\n");
 }
 
 /// Whether there is a process of this name in the group.
