@@ -18,7 +18,8 @@ from support.wait import wait_for
 
 Create = Callable[..., Sandbox]
 
-#: Tries the addresses it is given, all at once; prints those that it could connect to.
+#: Tries the addresses it is given, for some seconds and all at once; prints those that it could
+#: connect to.
 CONNECT = """
 import json, socket, sys
 from concurrent.futures import ThreadPoolExecutor
@@ -158,7 +159,7 @@ def test_nothing_comes_in_from_outside(create: Create, topology: Topology) -> No
         targets = [
             (address, port) for address in sandbox_routes(topology) for port in (8000, 49983)
         ]
-        answer = topology.run(host, "python3", "-c", CONNECT, json.dumps(targets))
+        answer = topology.run(host, "python3", "-c", CONNECT, json.dumps(targets), "3")
         assert json.loads(answer.stdout) == [], answer.stderr
 
 
